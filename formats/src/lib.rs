@@ -1,0 +1,1 @@
+//! Disk image, volume and datastore formats as maps of where each byte is.

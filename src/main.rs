@@ -1,0 +1,2 @@
+//! vdrecover.
+fn main() {}
