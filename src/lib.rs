@@ -1,1 +1,4 @@
-//! vdrecover.
+//! The toolkit: opens images, puts them together, and hands out what is in them.
+//!
+//! `cli` runs a command on a `case`; a case is made of `source`s, which are opened by the formats of
+//! `vdrecover_formats`. Nothing in here can write to a source: no type that opens one has a way to.

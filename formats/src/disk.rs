@@ -1,0 +1,3 @@
+//! Disk images.
+
+pub mod raw;

@@ -1,0 +1,65 @@
+//! What an audit reports.
+
+use crate::layer::{Layer, Trust};
+use crate::tree::{Entry, NodeId};
+use std::ops::{ControlFlow, Range};
+
+/// Takes the notes of an audit; `Break` cancels the pass.
+pub type Sink<'s> = &'s mut dyn FnMut(Note<'_>) -> ControlFlow<()>;
+
+/// One statement of an audit.
+#[derive(Debug)]
+pub enum Note<'a> {
+    /// Bytes of a layer are in use. The case pushes the claim down to the sources.
+    Claim {
+        /// The layer that holds them.
+        layer: &'a dyn Layer,
+        /// Where in it.
+        range: Range<u64>,
+        /// By what.
+        of: Use,
+    },
+    /// Bytes of a layer that its owner knows to be free.
+    Free {
+        /// The layer that holds them.
+        layer: &'a dyn Layer,
+        /// Where in it.
+        range: Range<u64>,
+    },
+    /// An observation.
+    Finding(Finding),
+    /// A node that no directory lists: deleted, orphaned or formatted over.
+    Unlinked(Entry),
+}
+
+/// What claimed bytes are used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Use {
+    /// Structures of the format.
+    Metadata,
+    /// Content of a node.
+    Data(NodeId),
+    /// A journal.
+    Journal,
+}
+
+/// An observation. States what was seen, not what it might mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Stable code, such as `QCOW2-L2-RANGE`.
+    pub code: &'static str,
+    /// Where, in the layer that the format was opened on.
+    pub range: Range<u64>,
+    /// What the observation leaves of the trust in what it concerns.
+    pub trust: Trust,
+    /// In words.
+    pub text: String,
+}
+
+impl Finding {
+    /// An observation on `range`.
+    #[must_use]
+    pub fn new(code: &'static str, range: Range<u64>, trust: Trust, text: impl Into<String>) -> Self {
+        Self { code, range, trust, text: text.into() }
+    }
+}

@@ -1,0 +1,6 @@
+//! The one table of formats: probing, sweeping, `--list-formats`, the documentation and the fixture test read it.
+
+use crate::format::Format;
+
+/// All formats. Scores decide between them, not the order here.
+pub static FORMATS: &[&Format] = &[&crate::disk::raw::FORMAT];

@@ -1,0 +1,198 @@
+//! Something with names.
+
+use crate::error::Error;
+use crate::layer::{Bytes, Trust};
+use crate::note::{Finding, Sink};
+use std::fmt::Debug;
+use std::ops::ControlFlow;
+
+/// A node of one tree.
+///
+/// A format's own nodes stay below [`NodeId::LIMIT`], so that a case of many trees numbers all nodes as
+/// `tree << 48 | node` and a mount needs no table of inodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NodeId(
+    /// Number.
+    pub u64,
+);
+
+impl NodeId {
+    /// First number that a format's own tree may not use.
+    pub const LIMIT: u64 = 1 << 48;
+}
+
+/// A row of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Name, as the bytes on disk.
+    pub name: Vec<u8>,
+    /// Node.
+    pub id: NodeId,
+    /// Kind of the node.
+    pub kind: Kind,
+    /// Live, or how it was found.
+    pub state: State,
+    /// Pass this as `from` to go on behind this entry.
+    pub next: u64,
+}
+
+/// Kinds of nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Bytes.
+    File,
+    /// Entries.
+    Dir,
+    /// A path, as its bytes.
+    Symlink,
+    /// A raw device mapping: has a length, but its bytes are on another LUN.
+    Mapping,
+    /// A further stream of a file.
+    Stream,
+    /// An extended attribute.
+    Xattr,
+    /// Device, pipe, socket.
+    Special,
+}
+
+impl Kind {
+    /// The stable lower-case word of reports and JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Dir => "dir",
+            Self::Symlink => "symlink",
+            Self::Mapping => "rdm",
+            Self::Stream => "stream",
+            Self::Xattr => "xattr",
+            Self::Special => "special",
+        }
+    }
+}
+
+/// Evidence classes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Linked from the root.
+    #[default]
+    Live,
+    /// Intact, but no directory lists it.
+    Orphaned,
+    /// Marked as deleted.
+    Deleted,
+    /// Of a format that was made over.
+    Reformatted,
+    /// Known from a journal only.
+    Journal,
+    /// A part, put together from pieces.
+    Fragment,
+}
+
+impl State {
+    /// The stable lower-case word of reports and JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Orphaned => "orphaned",
+            Self::Deleted => "deleted",
+            Self::Reformatted => "reformatted",
+            Self::Journal => "journal",
+            Self::Fragment => "fragment",
+        }
+    }
+}
+
+/// What is known of a node. Times are signed nanoseconds since 1970: disks hold years that the system's own
+/// time type can't.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Kind.
+    pub kind: Kind,
+    /// Length in bytes.
+    pub len: u64,
+    /// Permission bits, without the type bits.
+    pub mode: u32,
+    /// Link count.
+    pub links: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a special file.
+    pub rdev: u32,
+    /// Last change of the content.
+    pub modified: Option<i128>,
+    /// Last read.
+    pub accessed: Option<i128>,
+    /// Last change of the node.
+    pub changed: Option<i128>,
+    /// Creation.
+    pub born: Option<i128>,
+    /// Live, or how it was found.
+    pub state: State,
+    /// How far to believe these facts.
+    pub trust: Trust,
+}
+
+impl Node {
+    /// A node of which nothing but kind, length and mode is known.
+    #[must_use]
+    pub fn plain(kind: Kind, len: u64, mode: u32) -> Self {
+        Self {
+            kind,
+            len,
+            mode,
+            links: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            modified: None,
+            accessed: None,
+            changed: None,
+            born: None,
+            state: State::Live,
+            trust: Trust::Sound,
+        }
+    }
+}
+
+/// Takes the entries of a listing, and what is wrong between them; `Break` stops.
+pub type Lister<'s> = &'s mut dyn FnMut(Result<Entry, Finding>) -> ControlFlow<()>;
+
+/// Something with names: a file system, a datastore, or the whole case.
+pub trait Tree: Debug + Send + Sync {
+    /// The top.
+    fn root(&self) -> NodeId;
+
+    /// Facts of a node.
+    fn node(&self, id: NodeId) -> Result<Node, Error>;
+
+    /// Entries behind `from` (0: from the first), in an order that never changes, without `.` and `..`.
+    /// Memory for one block, however large the directory.
+    fn list(&self, dir: NodeId, from: u64, sink: Lister<'_>) -> Result<(), Error>;
+
+    /// One entry by its name, through the format's index where it has one and never by listing all.
+    fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<Entry>, Error>;
+
+    /// Streams and extended attributes; they are nodes too.
+    fn attrs(&self, id: NodeId) -> Vec<Entry> {
+        let _ = id;
+        Vec::new()
+    }
+
+    /// Content: of a file, a stream, an attribute; of a symlink its text.
+    fn open(&self, id: NodeId) -> Result<Bytes, Error>;
+
+    /// As [`crate::Layer::parts`].
+    fn parts(&self) -> u32 {
+        1
+    }
+
+    /// As [`crate::Layer::audit`]. Nodes that no directory lists come from here.
+    fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
+        let _ = (part, sink);
+        ControlFlow::Continue(())
+    }
+}
