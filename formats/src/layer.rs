@@ -48,6 +48,12 @@ pub trait Layer: Debug + Send + Sync {
         Err(Fault::all(Why::Unsupported, unit.packed_at))
     }
 
+    /// What this layer is, in a word or two, for a person who follows a byte down: `VMFS file`, `partition`.
+    fn about(&self) -> String {
+        let name = std::any::type_name::<Self>();
+        name.rsplit("::").next().unwrap_or(name).to_owned()
+    }
+
     /// The case's name for this layer. Sources always have one: claims, provenance and reports refer to it.
     fn tag(&self) -> Option<Tag> {
         None
