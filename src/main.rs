@@ -1,2 +1,7 @@
-//! vdrecover.
-fn main() {}
+//! Parse, run, exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vdrecover::cli::main()
+}

@@ -1,0 +1,222 @@
+//! The case: everything that was given, opened as far as it goes, as one tree of names.
+//!
+//! The case probes every source, lets the formats say which other images they want, matches those wants to what
+//! is at hand, joins from the bottom up, and opens what comes out again: a disk in a datastore in a partition in
+//! a QCOW2 is nothing special. It never follows a name that an image gives as a path: a name is looked up among
+//! what was given, and beside the image, by its last part.
+
+mod discover;
+mod folder;
+mod item;
+mod keep;
+mod machines;
+mod names;
+mod paths;
+mod sources;
+mod wants;
+
+pub use item::{Filled, Item, ItemId, Origin, State};
+pub use machines::{Machine, MachineDisk, Snapshot};
+pub use names::{Names, Target};
+pub use sources::Sources;
+
+use crate::mapfile::MapArg;
+use crate::progress::Progress;
+use crate::source::Source;
+use anyhow::Result;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use vdrecover_formats::note::Sink;
+use vdrecover_formats::tree::Lister;
+use vdrecover_formats::{Bytes, Entry, Error, Finding, Node, NodeId, Pool, Tree};
+
+/// What a case is opened with.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Images and folders to look into.
+    pub inputs: Vec<PathBuf>,
+    /// Further images, and folders in which parents and extents may lie.
+    pub with: Vec<PathBuf>,
+    /// Maps of what could be read of an input.
+    pub maps: Vec<MapArg>,
+    /// Whether an input in which nothing is recognised is searched from end to end.
+    pub sweep: bool,
+    /// Where sweeps are kept for the next command.
+    pub keep: Option<PathBuf>,
+}
+
+/// A datastore or another tree of files that was found.
+#[derive(Clone, Debug)]
+pub struct Store {
+    /// The item that it came out of; `None` for a folder that was given.
+    pub item: Option<ItemId>,
+    /// Its name in the case, unique.
+    pub name: Vec<u8>,
+    /// Its files.
+    pub tree: Arc<dyn Tree>,
+    /// Every entry of it, by path.
+    pub files: Vec<StoreFile>,
+}
+
+/// An entry of a store.
+#[derive(Clone, Debug)]
+pub struct StoreFile {
+    /// Path inside the store, with `/` between names.
+    pub path: Vec<u8>,
+    /// The folder that holds it.
+    pub dir: NodeId,
+    /// The entry.
+    pub entry: Entry,
+}
+
+impl StoreFile {
+    /// The path of the folder that holds it.
+    #[must_use]
+    pub fn folder(&self) -> &[u8] {
+        paths::split(&self.path).0
+    }
+}
+
+/// An observation, and what it is about.
+#[derive(Clone, Debug)]
+pub struct Noted {
+    /// The image, as a person knows it.
+    pub about: String,
+    /// The observation.
+    pub finding: Finding,
+}
+
+/// Everything that was given, opened.
+#[derive(Debug)]
+pub struct Case {
+    /// The cache of all layers.
+    pub pool: Arc<Pool>,
+    /// Every file and device that was opened.
+    pub sources: Arc<Sources>,
+    /// How many of the sources were named by the user; they come first.
+    pub inputs: Vec<Arc<Source>>,
+    /// Inputs that could not be opened, with the reason.
+    pub failed: Vec<(PathBuf, String)>,
+    /// Everything that was recognised.
+    pub items: Vec<Item>,
+    /// Every tree of files that was found.
+    pub stores: Vec<Store>,
+    /// Virtual machines.
+    pub machines: Vec<Machine>,
+    /// Disks that belong to no machine.
+    pub loose: Vec<ItemId>,
+    /// What was observed on the way.
+    pub findings: Vec<Noted>,
+    names: Names,
+}
+
+/// Bytes of tables and decoded units that are kept in memory.
+const CACHE: u64 = 96 << 20;
+
+impl Case {
+    /// Opens all of it. Fails only if there is nothing that can be looked at.
+    pub fn open(options: &Options, progress: &Progress) -> Result<Self> {
+        let mut case = Self {
+            pool: Pool::new(CACHE),
+            sources: Arc::new(Sources::new(options.maps.clone())),
+            inputs: Vec::new(),
+            failed: Vec::new(),
+            items: Vec::new(),
+            stores: Vec::new(),
+            machines: Vec::new(),
+            loose: Vec::new(),
+            findings: Vec::new(),
+            names: Names::default(),
+        };
+        discover::run(&mut case, options, progress)?;
+        machines::find(&mut case);
+        case.names = names::build(&case);
+        Ok(case)
+    }
+
+    /// Where a node is found in the tree, resolved name by name. `None` if there is no such path.
+    pub fn find(&self, path: &[u8]) -> Result<Option<Entry>, Error> {
+        paths::resolve(self, self.root(), path)
+    }
+
+    /// How a person calls an item: the path of its file, and the way into it.
+    #[must_use]
+    pub fn label(&self, id: ItemId) -> String {
+        item::label(self, id)
+    }
+
+    /// The disk that a node of the case's own is, with the item that it comes from.
+    #[must_use]
+    pub fn target(&self, id: NodeId) -> Option<&Target> {
+        self.names.target(id)
+    }
+
+    fn tree(&self, id: NodeId) -> Result<(&dyn Tree, u64), Error> {
+        let number = id.0 / NodeId::LIMIT;
+        if number == 0 {
+            return Ok((&self.names, 0));
+        }
+        let index = usize::try_from(number - 1).map_err(|_| Error::NotFound)?;
+        self.stores.get(index).map(|store| (&*store.tree, number)).ok_or(Error::NotFound)
+    }
+}
+
+/// A node of store `index`, as a node of the case.
+pub(crate) fn compose(index: usize, id: NodeId) -> NodeId {
+    NodeId(((index as u64 + 1) * NodeId::LIMIT) | id.0)
+}
+
+/// The node inside its own tree.
+fn inner(id: NodeId) -> NodeId {
+    NodeId(id.0 % NodeId::LIMIT)
+}
+
+fn outer(number: u64, entry: Entry) -> Entry {
+    // The names of the case itself link into the stores and are composed already.
+    if number == 0 { entry } else { Entry { id: NodeId((number * NodeId::LIMIT) | entry.id.0), ..entry } }
+}
+
+impl Tree for Case {
+    fn root(&self) -> NodeId {
+        self.names.root()
+    }
+
+    fn node(&self, id: NodeId) -> Result<Node, Error> {
+        self.tree(id)?.0.node(inner(id))
+    }
+
+    fn list(&self, dir: NodeId, from: u64, sink: Lister<'_>) -> Result<(), Error> {
+        let (tree, number) = self.tree(dir)?;
+        tree.list(inner(dir), from, &mut |entry| sink(entry.map(|entry| outer(number, entry))))
+    }
+
+    fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<Entry>, Error> {
+        let (tree, number) = self.tree(dir)?;
+        Ok(tree.lookup(inner(dir), name)?.map(|entry| outer(number, entry)))
+    }
+
+    fn attrs(&self, id: NodeId) -> Vec<Entry> {
+        let Ok((tree, number)) = self.tree(id) else { return Vec::new() };
+        tree.attrs(inner(id)).into_iter().map(|entry| outer(number, entry)).collect()
+    }
+
+    fn open(&self, id: NodeId) -> Result<Bytes, Error> {
+        self.tree(id)?.0.open(inner(id))
+    }
+
+    fn parts(&self) -> u32 {
+        self.stores.iter().map(|store| store.tree.parts()).sum()
+    }
+
+    fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
+        let mut part = part;
+        for store in &self.stores {
+            if part < store.tree.parts() {
+                return store.tree.audit(part, sink);
+            }
+            part -= store.tree.parts();
+        }
+        ControlFlow::Continue(())
+    }
+}

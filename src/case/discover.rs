@@ -1,0 +1,587 @@
+//! Probing, joining and opening again, until nothing new comes out.
+
+use super::folder::Folder;
+use super::item::{Filled, Item, ItemId, Origin, State};
+use super::{Case, Noted, Options, Store, StoreFile, paths, wants};
+use crate::progress::Progress;
+use crate::source::Source;
+use anyhow::{Result, bail};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+use vdrecover_formats::format::score;
+use vdrecover_formats::{Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, NodeId, Opened, Role, Tree, Trust};
+
+/// Containers in containers: real nesting is 3 or 4 deep, a container that holds itself nests for ever.
+const MAX_DEPTH: usize = 16;
+/// Items of a case: a bound on what hostile nesting can make.
+const MAX_ITEMS: usize = 200_000;
+/// Entries of a store that are looked at.
+const MAX_FILES: usize = 2_000_000;
+
+/// Opens everything that `options` names.
+pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Result<()> {
+    let mut work = Work { case, queue: VecDeque::new(), waiting: Vec::new(), opened: HashSet::new(), files: HashMap::new() };
+    for path in &options.inputs {
+        work.give(path, true);
+    }
+    for path in &options.with {
+        work.give(path, false);
+    }
+    if work.case.items.is_empty() && work.case.stores.is_empty() {
+        let [(path, error), ..] = work.case.failed.as_slice() else { bail!("no image was given") };
+        bail!("{}: {error}", path.display());
+    }
+    work.settle();
+    if options.sweep {
+        work.sweep(options, progress);
+        work.settle();
+    }
+    work.find_loose();
+    Ok(())
+}
+
+struct Work<'a> {
+    case: &'a mut Case,
+    /// Items that have all that they want.
+    queue: VecDeque<ItemId>,
+    /// Items that want others.
+    waiting: Vec<ItemId>,
+    /// Disks that were looked into.
+    opened: HashSet<ItemId>,
+    /// Items by the file of a store that they are.
+    files: HashMap<(usize, NodeId), ItemId>,
+}
+
+impl Work<'_> {
+    fn give(&mut self, path: &Path, input: bool) {
+        let given = if path.is_dir() { self.give_folder(path, input) } else { self.give_file(path, input) };
+        if let Err(error) = given {
+            self.case.failed.push((path.to_owned(), format!("{error:#}")));
+        }
+    }
+
+    fn give_file(&mut self, path: &Path, input: bool) -> Result<()> {
+        let source = self.case.sources.open(path)?;
+        if input {
+            if self.case.inputs.iter().any(|known| Arc::ptr_eq(known, &source)) {
+                bail!("is given twice");
+            }
+            self.case.inputs.push(Arc::clone(&source));
+        }
+        self.add_source(source);
+        Ok(())
+    }
+
+    fn give_folder(&mut self, path: &Path, input: bool) -> Result<()> {
+        let folder = Folder::open(path, true, Arc::clone(&self.case.sources))?;
+        let name = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let name = name.file_name().map_or_else(|| b"folder".to_vec(), |name| {
+            std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec()
+        });
+        let before = self.case.items.len();
+        self.add_store(None, name, Arc::new(folder));
+        if self.case.items.len() == before {
+            if input {
+                self.case.stores.pop();
+            }
+            bail!("is a folder in which no image was recognised; give an image, or the folder that holds it");
+        }
+        Ok(())
+    }
+
+    fn add_source(&mut self, source: Arc<Source>) -> Option<ItemId> {
+        let label = source.path.display().to_string();
+        let known = self.case.items.iter().position(|item| {
+            matches!(&item.origin, Origin::Source(other) if Arc::ptr_eq(other, &source))
+        });
+        if known.is_some() {
+            return known;
+        }
+        for finding in &source.findings {
+            self.case.findings.push(Noted { about: label.clone(), finding: finding.clone() });
+        }
+        let bytes = source.bytes.clone();
+        self.add(Origin::Source(source), bytes, 0)
+    }
+
+    /// Recognises a layer and takes it in as an item.
+    fn add(&mut self, origin: Origin, bytes: Bytes, depth: usize) -> Option<ItemId> {
+        if self.case.items.len() >= MAX_ITEMS || depth > MAX_DEPTH {
+            return None;
+        }
+        let id = self.case.items.len();
+        let (format, opened, failed) = recognise(&bytes, self.case);
+        // Nothing was recognised inside of something: that is no item.
+        if format.name == "raw" && matches!(origin, Origin::Inside(_)) {
+            return None;
+        }
+        let joined = opened.wants.is_empty();
+        let item = Item {
+            origin,
+            bytes,
+            format,
+            filled: Vec::new(),
+            opened,
+            state: State::Pending,
+            used_by: None,
+            children: Vec::new(),
+            depth,
+        };
+        self.case.items.push(item);
+        let label = self.case.label(id);
+        let own = self.case.items[id].opened.findings.clone();
+        for finding in failed.into_iter().chain(own) {
+            self.case.findings.push(Noted { about: label.clone(), finding });
+        }
+        if joined {
+            self.queue.push_back(id);
+        } else {
+            self.waiting.push(id);
+        }
+        Some(id)
+    }
+
+    /// Joins and opens until nothing is left to do.
+    fn settle(&mut self) {
+        loop {
+            while let Some(id) = self.queue.pop_front() {
+                self.join(id, &[]);
+            }
+            self.take_extents();
+            if self.join_ready() || self.join_one_anyway() {
+                continue;
+            }
+            if !self.look_inside() {
+                return;
+            }
+        }
+    }
+
+    /// Meets the wants for bytes: whatever is an extent of another is no image of its own.
+    fn take_extents(&mut self) {
+        for id in self.waiting.clone() {
+            if !self.case.items[id].filled.is_empty() {
+                continue;
+            }
+            let wants = self.case.items[id].opened.wants.clone();
+            let mut filled = Vec::new();
+            for want in &wants {
+                let found = match want.role {
+                    Role::Extent | Role::DataFile => {
+                        let (found, named) = wants::extent(self.case, id, want);
+                        if let Some(used) = named.and_then(|named| wants::item_at(self.case, &named))
+                            && used != id
+                            && found.bytes.is_some()
+                        {
+                            self.case.items[used].used_by = Some(id);
+                        }
+                        found
+                    }
+                    Role::Parent | Role::Member => Filled::nothing("not looked for yet"),
+                };
+                filled.push(found);
+            }
+            self.case.items[id].filled = filled;
+        }
+        let items = &self.case.items;
+        self.waiting.retain(|id| items[*id].used_by.is_none());
+    }
+
+    /// Joins each waiting item whose parents and members are all there. Whether one was.
+    fn join_ready(&mut self) -> bool {
+        let mut any = false;
+        for id in self.waiting.clone() {
+            if self.case.items[id].used_by.is_none() && self.meet(id) {
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Nothing is complete: joins one item with what it has. Members first, since others lie in them.
+    fn join_one_anyway(&mut self) -> bool {
+        let is_set = |id: &&ItemId| self.case.items[**id].opened.link.set.is_some();
+        let Some(id) = self.waiting.iter().find(is_set).or(self.waiting.first()).copied() else { return false };
+        if self.case.items[id].opened.link.set.is_some() {
+            self.meet_members(id);
+        }
+        let looped = self.case.items[id].opened.wants.iter().any(|want| {
+            want.role == Role::Parent
+                && wants::parent(self.case, id, want)
+                    .is_ok_and(|found| matches!(self.case.items[found.item].state, State::Pending))
+        });
+        if looped {
+            let text = "its chain of parents leads back to itself; what they would have is lost";
+            self.note(id, Finding::new("CHAIN-LOOP", 0..0, Trust::Doubtful, text));
+        }
+        self.finish(id);
+        true
+    }
+
+    /// Joins an item if its parents and members are there.
+    fn meet(&mut self, id: ItemId) -> bool {
+        let wants = self.case.items[id].opened.wants.clone();
+        if wants.iter().any(|want| want.role == Role::Member) {
+            // An extent that was not found may still come out of an item that waits itself.
+            let complete = wants::members(self.case, id).iter().all(|filled| filled.bytes.is_some());
+            if !complete {
+                return false;
+            }
+            self.meet_members(id);
+        }
+        for (at, want) in wants.iter().enumerate().filter(|(_, want)| want.role == Role::Parent) {
+            self.take_parent_beside(id, want);
+            match wants::parent(self.case, id, want) {
+                Ok(found) => match self.case.items[found.item].state {
+                    State::Pending => return false,
+                    State::Joined(_) => {
+                        let bytes = self.case.items[found.item].disk();
+                        self.case.items[id].filled[at] = Filled::with(bytes, found.item, found.trust, found.why);
+                    }
+                    State::Failed(_) => {
+                        self.case.items[id].filled[at] = Filled::nothing("its parent could not be opened");
+                    }
+                },
+                // With a set still waiting, the parent may lie in it.
+                Err(_) if self.waiting.iter().any(|id| self.case.items[*id].opened.link.set.is_some()) => return false,
+                Err(why) => self.case.items[id].filled[at] = Filled::nothing(why),
+            }
+        }
+        self.finish(id);
+        true
+    }
+
+    /// A parent that lies beside its child on the host was not given, but is named: it is opened, and listed.
+    fn take_parent_beside(&mut self, id: ItemId, want: &vdrecover_formats::Want) {
+        let Some(hint) = want.hint.as_deref() else { return };
+        let Some(named) = wants::by_name(self.case, &self.case.items[id], hint) else { return };
+        if named.store.is_some() || wants::item_at(self.case, &named).is_some() {
+            return;
+        }
+        let Ok(bytes) = named.tree.open(named.entry.id) else { return };
+        let source = self.case.sources.all().into_iter().find(|source| Arc::ptr_eq(&source.bytes, &bytes));
+        if let Some(source) = source {
+            self.add_source(source);
+            while let Some(id) = self.queue.pop_front() {
+                self.join(id, &[]);
+            }
+            self.take_extents();
+        }
+    }
+
+    fn meet_members(&mut self, id: ItemId) {
+        let members = wants::members(self.case, id);
+        if let Some(finding) = wants::copies(self.case, id) {
+            self.note(id, finding);
+        }
+        let mut members = members.into_iter();
+        let roles: Vec<Role> = self.case.items[id].opened.wants.iter().map(|want| want.role).collect();
+        for (at, _) in roles.iter().enumerate().filter(|(_, role)| **role == Role::Member) {
+            let Some(filled) = members.next() else { break };
+            if let Some(other) = filled.item {
+                self.case.items[other].used_by = Some(id);
+            }
+            self.case.items[id].filled[at] = filled;
+        }
+        let copies = self.case.items[id].opened.link.set.clone();
+        for other in 0..self.case.items.len() {
+            let theirs = &self.case.items[other].opened.link.set;
+            let same = theirs.as_ref().zip(copies.as_ref()).is_some_and(|(a, b)| a.set == b.set && a.id == b.id);
+            if other != id && same && self.case.items[other].used_by.is_none() {
+                self.case.items[other].used_by = Some(id);
+            }
+        }
+    }
+
+    fn finish(&mut self, id: ItemId) {
+        let items = &self.case.items;
+        self.waiting.retain(|waiting| *waiting != id && items[*waiting].used_by.is_none());
+        let filled = self.case.items[id].filled.clone();
+        let wants = self.case.items[id].opened.wants.clone();
+        for (want, filled) in wants.iter().zip(&filled) {
+            let (code, trust) = match (filled.bytes.is_some(), filled.trust) {
+                (false, _) => ("WANT-ABSENT", Trust::Sound),
+                (true, Trust::Sound) => continue,
+                (true, trust) => ("WANT-CHOICE", trust),
+            };
+            let text = format!("{}: {}", want.role.word(), filled.why);
+            self.note(id, Finding::new(code, 0..0, trust, text));
+        }
+        for parent in filled.iter().filter_map(|filled| filled.item) {
+            self.case.items[parent].children.push(id);
+        }
+        let layers: Vec<Option<Bytes>> = filled
+            .iter()
+            .map(|filled| {
+                let bytes = filled.bytes.clone()?;
+                let sure = filled.trust == Trust::Sound;
+                Some(if sure { bytes } else { Arc::new(vdrecover_formats::adapt::Trusted::new(bytes, filled.trust)) })
+            })
+            .collect();
+        self.join(id, &layers);
+    }
+
+    fn join(&mut self, id: ItemId, layers: &[Option<Bytes>]) {
+        match (self.case.items[id].opened.join)(layers) {
+            Ok(content) => {
+                let depth = self.case.items[id].depth;
+                self.case.items[id].state = State::Joined(content.clone());
+                match content {
+                    Content::Tree(tree) => {
+                        let link = &self.case.items[id].opened.link;
+                        let name = link.name.clone().filter(|name| !name.is_empty());
+                        self.add_store(Some(id), name.unwrap_or_else(|| b"datastore".to_vec()), tree);
+                    }
+                    Content::Volumes(volumes) => {
+                        for (number, volume) in volumes.into_iter().enumerate() {
+                            self.add(Origin::Volume { of: id, number }, volume.bytes, depth + 1);
+                        }
+                    }
+                    Content::Disks(_) => {}
+                }
+            }
+            Err(error) => {
+                let finding = Finding::new("JOIN-FAILED", 0..0, Trust::Doubtful, error.to_string());
+                self.note(id, finding);
+                self.case.items[id].state = State::Failed(error);
+            }
+        }
+    }
+
+    /// Looks into each disk that is nobody's parent or part. Whether one was looked into.
+    fn look_inside(&mut self) -> bool {
+        let mut any = false;
+        for id in 0..self.case.items.len() {
+            let item = &self.case.items[id];
+            let is_disk = matches!(item.content(), Some(Content::Disks(_)));
+            let raw_inside = item.format.name == "raw" && matches!(item.origin, Origin::Volume { .. });
+            // What a raw file or source is was asked when it was taken in.
+            let known = item.format.name == "raw";
+            if is_disk && !known && !raw_inside && item.used_by.is_none() && item.children.is_empty() && self.opened.insert(id) {
+                let (disk, depth) = (item.disk(), item.depth + 1);
+                self.add(Origin::Inside(id), disk, depth);
+                any = true;
+            }
+        }
+        any
+    }
+
+    fn add_store(&mut self, item: Option<ItemId>, name: Vec<u8>, tree: Arc<dyn Tree>) {
+        let store = self.case.stores.len();
+        let (files, findings) = files(&*tree);
+        let about = item.map_or_else(|| super::item::text(&name), |id| self.case.label(id));
+        for finding in findings {
+            self.case.findings.push(Noted { about: about.clone(), finding });
+        }
+        let depth = item.map_or(0, |id| self.case.items[id].depth + 1);
+        let name = unique(name, &self.case.stores);
+        let images: Vec<StoreFile> = files.iter().filter(|file| is_image(file, item.is_none())).cloned().collect();
+        self.case.stores.push(Store { item, name, tree: Arc::clone(&tree), files });
+        for file in images {
+            let Ok(bytes) = tree.open(file.entry.id) else { continue };
+            let certain = is_disk_name(&file.entry.name);
+            // A file of any name is an image if it says so; one that says nothing must have a disk's name.
+            if !certain && best(&bytes).0 <= score::WEAK {
+                continue;
+            }
+            let node = file.entry.id;
+            let origin = Origin::File { store, dir: file.dir, path: file.path, entry: file.entry };
+            if let Some(id) = self.add(origin, bytes, depth) {
+                self.files.insert((store, node), id);
+            }
+        }
+    }
+
+    /// Searches inputs in which nothing was recognised from end to end.
+    fn sweep(&mut self, options: &Options, progress: &Progress) {
+        for id in 0..self.case.items.len() {
+            let item = &self.case.items[id];
+            let Origin::Source(source) = &item.origin else { continue };
+            let disk = item.disk();
+            let inside = self.case.items.iter().any(|other| matches!(other.origin, Origin::Inside(of) if of == id));
+            let plain = matches!(item.content(), Some(Content::Disks(_)));
+            if !plain || inside || item.used_by.is_some() || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, source)) {
+                continue;
+            }
+            let label = self.case.label(id);
+            let swept = super::keep::sweep(&disk, source, options.keep.as_deref(), progress);
+            for finding in swept.findings {
+                self.case.findings.push(Noted { about: label.clone(), finding });
+            }
+            for (format, clues) in &swept.clues {
+                let Some(build) = format.sweep.map(|sweep| sweep.build) else { continue };
+                match build(&disk, &self.case.pool.share(), clues) {
+                    Ok(opened) => self.add_swept(id, disk.clone(), format, opened),
+                    Err(error) => {
+                        let finding = Finding::new("SWEEP-BUILD", 0..0, Trust::Doubtful, error.to_string());
+                        self.case.findings.push(Noted { about: label.clone(), finding });
+                    }
+                }
+            }
+        }
+    }
+
+    fn add_swept(&mut self, of: ItemId, bytes: Bytes, format: &'static Format, opened: Opened) {
+        let text = format!("no partition table or file system is at its start; a search found {}", format.about);
+        self.note(of, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
+        let id = self.case.items.len();
+        self.case.items.push(Item {
+            origin: Origin::Inside(of),
+            bytes,
+            format,
+            opened,
+            filled: Vec::new(),
+            state: State::Pending,
+            used_by: None,
+            children: Vec::new(),
+            depth: self.case.items[of].depth + 1,
+        });
+        self.queue.push_back(id);
+    }
+
+    fn note(&mut self, id: ItemId, finding: Finding) {
+        let about = self.case.label(id);
+        self.case.findings.push(Noted { about, finding });
+    }
+
+    /// Disks that no store, set or other disk uses.
+    fn find_loose(&mut self) {
+        let holds_store = |id: ItemId| {
+            self.case.stores.iter().filter_map(|store| store.item).any(|mut item| {
+                loop {
+                    if item == id {
+                        return true;
+                    }
+                    match &self.case.items[item].origin {
+                        Origin::Inside(of) | Origin::Volume { of, .. } => item = *of,
+                        Origin::Source(_) | Origin::File { .. } => return false,
+                    }
+                }
+            })
+        };
+        let used_in_set = |id: ItemId| {
+            self.case.items.iter().enumerate().any(|(other, item)| {
+                item.used_by.is_some() && inside_of(self.case, other, id)
+            })
+        };
+        let loose = (0..self.case.items.len()).filter(|id| {
+            let item = &self.case.items[*id];
+            let own = matches!(item.origin, Origin::Source(_) | Origin::File { .. });
+            own && item.used_by.is_none() && item.children.is_empty() && !holds_store(*id) && !used_in_set(*id)
+        });
+        self.case.loose = loose.collect();
+    }
+}
+
+/// Whether `id` lies inside `container`, by way of volumes and disks.
+fn inside_of(case: &Case, id: ItemId, container: ItemId) -> bool {
+    let mut next = id;
+    loop {
+        match &case.items[next].origin {
+            Origin::Inside(of) | Origin::Volume { of, .. } => next = *of,
+            Origin::Source(_) | Origin::File { .. } => return false,
+        }
+        if next == container {
+            return true;
+        }
+    }
+}
+
+/// The best format of a layer and its score.
+fn best(bytes: &Bytes) -> (u8, &'static Format) {
+    ranked(bytes).first().map_or((0, FORMATS[0]), |(score, format)| (*score, format))
+}
+
+fn ranked(bytes: &Bytes) -> Vec<(u8, &'static Format)> {
+    let mut ranked: Vec<_> = FORMATS.iter().map(|format| ((format.probe)(&**bytes), *format)).collect();
+    ranked.retain(|(score, _)| *score > score::NONE);
+    // Stable: between equal scores the table's order decides.
+    ranked.sort_by_key(|(score, _)| std::cmp::Reverse(*score));
+    ranked
+}
+
+/// Opens a layer with the best format that can. The ones that could not leave a finding.
+fn recognise(bytes: &Bytes, case: &Case) -> (&'static Format, Opened, Vec<Finding>) {
+    let mut failed = Vec::new();
+    for (score, format) in ranked(bytes) {
+        match (format.open)(bytes, &case.pool.share()) {
+            Ok(opened) => return (format, opened, failed),
+            Err(error) if score >= score::MAGIC => {
+                let text = format!("looks like {}, but {error}", format.about);
+                failed.push(Finding::new("FORMAT-OPEN", 0..0, Trust::Doubtful, text));
+            }
+            Err(_) => {}
+        }
+    }
+    let raw = &vdrecover_formats::disk::raw::FORMAT;
+    let link = vdrecover_formats::Link { len: bytes.len(), ..Default::default() };
+    let disk = vdrecover_formats::link::Disk { name: Vec::new(), bytes: bytes.clone() };
+    (raw, Opened::alone(link, Content::Disks(vec![disk])), failed)
+}
+
+/// All entries of a tree, each folder once.
+fn files(tree: &dyn Tree) -> (Vec<StoreFile>, Vec<Finding>) {
+    let (mut files, mut findings) = (Vec::new(), Vec::new());
+    let mut seen = HashSet::from([tree.root()]);
+    let mut todo = VecDeque::from([(tree.root(), Vec::new())]);
+    while let Some((dir, path)) = todo.pop_front() {
+        let listed = tree.list(dir, 0, &mut |entry: Result<Entry, Finding>| {
+            match entry {
+                Ok(entry) => {
+                    let path = paths::join(&path, &entry.name);
+                    if entry.kind == Kind::Dir && seen.insert(entry.id) {
+                        todo.push_back((entry.id, path.clone()));
+                    }
+                    files.push(StoreFile { path, dir, entry });
+                }
+                Err(finding) => findings.push(finding),
+            }
+            if files.len() < MAX_FILES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        if let Err(error) = listed {
+            let text = format!("folder {}: {error}", super::item::text(&path));
+            findings.push(Finding::new("TREE-LIST", 0..0, Trust::Doubtful, text));
+        }
+        if files.len() >= MAX_FILES {
+            let text = format!("only the first {MAX_FILES} entries were looked at");
+            findings.push(Finding::new("TREE-MANY", 0..0, Trust::Inferred, text));
+            break;
+        }
+    }
+    (files, findings)
+}
+
+/// Whether a name is a virtual disk's, whatever the content says.
+fn is_disk_name(name: &[u8]) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.ends_with(b"-flat.vmdk") || name.ends_with(b".img") || name.ends_with(b".raw") || name.ends_with(b".dd")
+}
+
+/// Whether a file of a store is worth a look. In a folder of the host, every file is.
+fn is_image(file: &StoreFile, host: bool) -> bool {
+    const SUFFIXES: [&[u8]; 10] =
+        [b".vmdk", b".qcow2", b".qcow", b".img", b".raw", b".dd", b".vhd", b".vhdx", b".vdi", b".ova"];
+    let name = file.entry.name.to_ascii_lowercase();
+    file.entry.kind == Kind::File && (host || SUFFIXES.iter().any(|suffix| name.ends_with(suffix)))
+}
+
+/// A name that no other store has.
+fn unique(name: Vec<u8>, stores: &[Store]) -> Vec<u8> {
+    let taken = |name: &[u8]| stores.iter().any(|store| store.name == name);
+    if !taken(&name) {
+        return name;
+    }
+    // The number is the place in the order of what was given, equal in every run.
+    (2..).map(|n| [name.as_slice(), format!("~{n}").as_bytes()].concat()).find(|name| !taken(name)).unwrap_or(name)
+}
+
+/// What a failed join says.
+#[must_use]
+pub(super) fn error_of(state: &State) -> Option<&Error> {
+    match state {
+        State::Failed(error) => Some(error),
+        State::Pending | State::Joined(_) => None,
+    }
+}

@@ -1,0 +1,239 @@
+//! Virtual machines, put together from what their configuration and snapshot files say.
+
+use super::discover;
+use super::item::{ItemId, Origin};
+use super::{Case, Noted, StoreFile, paths};
+use vdrecover_formats::vm::{self, Dictionary};
+use vdrecover_formats::{Finding, Kind, Trust, read_vec};
+
+/// A virtual machine as its owner thinks of it.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// Its name, unique in the case.
+    pub name: Vec<u8>,
+    /// Guest operating system, as its configuration names it.
+    pub guest: Option<Vec<u8>>,
+    /// The store that holds its configuration.
+    pub store: usize,
+    /// Path of its configuration in the store.
+    pub config: Vec<u8>,
+    /// Its own files that are no disks, as indices into the store's files.
+    pub files: Vec<usize>,
+    /// What the configuration points at.
+    pub disks: Vec<MachineDisk>,
+    /// Its snapshots, in the order in which they were taken.
+    pub snapshots: Vec<Snapshot>,
+    /// Every other end of a chain in its folder.
+    pub tips: Vec<MachineDisk>,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug)]
+pub struct MachineDisk {
+    /// Name without a suffix, unique among its neighbours.
+    pub name: Vec<u8>,
+    /// What the configuration calls it.
+    pub file: Vec<u8>,
+    /// The image; `None` if it is not there.
+    pub item: Option<ItemId>,
+}
+
+/// A snapshot of a machine.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Names it for good.
+    pub uid: i64,
+    /// As its owner called it.
+    pub name: Vec<u8>,
+    /// When it was taken, in microseconds since 1970.
+    pub taken: Option<i64>,
+    /// The state of each disk.
+    pub disks: Vec<MachineDisk>,
+}
+
+/// Finds the machines of all stores and takes their disks off the list of loose ones.
+pub(super) fn find(case: &mut Case) {
+    let mut machines = Vec::new();
+    for store in 0..case.stores.len() {
+        for file in &case.stores[store].files {
+            let is_config = file.entry.kind == Kind::File && file.entry.name.to_ascii_lowercase().ends_with(b".vmx");
+            if let Some(text) = is_config.then(|| dictionary(case, store, file)).flatten() {
+                machines.push(machine(case, store, file, &text));
+            }
+        }
+    }
+    name_apart(&mut machines);
+    for machine in &machines {
+        let about = format!("vms/{}", super::item::text(&machine.name));
+        for disk in machine.disks.iter().filter(|disk| disk.item.is_none()) {
+            let text = format!("its disk {} is not there", super::item::text(&disk.file));
+            case.findings.push(Noted { about: about.clone(), finding: Finding::new("VM-DISK-ABSENT", 0..0, Trust::Doubtful, text) });
+        }
+    }
+    let used: Vec<ItemId> = machines
+        .iter()
+        .flat_map(|machine| machine.disks.iter().chain(&machine.tips).chain(machine.snapshots.iter().flat_map(|s| &s.disks)))
+        .filter_map(|disk| disk.item)
+        .collect();
+    case.loose.retain(|item| !used.contains(item));
+    case.machines = machines;
+    let failed: Vec<Noted> = case
+        .items
+        .iter()
+        .enumerate()
+        .filter_map(|(id, item)| {
+            let error = discover::error_of(&item.state)?;
+            let finding = Finding::new("ITEM-UNUSABLE", 0..0, Trust::Doubtful, format!("stays a plain file: {error}"));
+            Some(Noted { about: case.label(id), finding })
+        })
+        .collect();
+    case.findings.extend(failed);
+}
+
+fn dictionary(case: &Case, store: usize, file: &StoreFile) -> Option<Dictionary> {
+    let bytes = case.stores[store].tree.open(file.entry.id).ok()?;
+    let len = usize::try_from(bytes.len().min(vm::MAX_TEXT)).ok()?;
+    // What is lost in it reads as zeros, which end a line: the other lines count.
+    let (text, _) = read_vec(&*bytes, 0, len);
+    let found = Dictionary::parse(&text);
+    (!found.is_empty()).then_some(found)
+}
+
+fn machine(case: &Case, store: usize, config: &StoreFile, text: &Dictionary) -> Machine {
+    let stated = vm::Machine::of(text);
+    let stem = config.entry.name.get(..config.entry.name.len().saturating_sub(4)).unwrap_or_default();
+    let folder = config.folder();
+    let mut disks: Vec<MachineDisk> = stated
+        .disks
+        .iter()
+        .map(|slot| MachineDisk { name: base_name(&slot.file), file: slot.file.clone(), item: image(case, store, folder, &slot.file) })
+        .collect();
+    set_apart(&mut disks, |at| stated.disks[at].name.replace(':', "_").into_bytes());
+
+    let beside: Vec<&StoreFile> = case.stores[store].files.iter().filter(|file| file.folder() == folder).collect();
+    let snapshots = snapshots(case, store, folder, stem, &beside);
+    let known = |id: ItemId| {
+        let own = disks.iter().chain(snapshots.iter().flat_map(|snapshot| &snapshot.disks));
+        own.filter_map(|disk| disk.item).any(|item| item == id)
+    };
+    let tips = case.items.iter().enumerate().filter_map(|(id, item)| {
+        let Origin::File { store: own, path, entry, .. } = &item.origin else { return None };
+        let is_tip = *own == store && paths::split(path).0 == folder && item.used_by.is_none() && item.children.is_empty();
+        let name = stem_of(&entry.name).to_vec();
+        (is_tip && !known(id)).then(|| MachineDisk { name, file: entry.name.clone(), item: Some(id) })
+    });
+    let mut tips: Vec<MachineDisk> = tips.collect();
+    set_apart(&mut tips, |at| at.to_string().into_bytes());
+    Machine {
+        name: stated.name.unwrap_or_else(|| stem.to_vec()),
+        guest: stated.guest,
+        store,
+        config: config.path.clone(),
+        files: own_files(case, store, folder),
+        disks,
+        snapshots,
+        tips,
+    }
+}
+
+/// Files of a machine's folder that are no disk and no part of one.
+fn own_files(case: &Case, store: usize, folder: &[u8]) -> Vec<usize> {
+    let files = case.stores[store].files.iter().enumerate();
+    let own = files.filter(|(_, file)| {
+        file.folder() == folder
+            && file.entry.kind == Kind::File
+            && !file.entry.name.to_ascii_lowercase().ends_with(b".vmdk")
+    });
+    own.map(|(at, _)| at).collect()
+}
+
+fn snapshots(case: &Case, store: usize, folder: &[u8], stem: &[u8], beside: &[&StoreFile]) -> Vec<Snapshot> {
+    let is_list = |file: &&&StoreFile| file.entry.name.to_ascii_lowercase().ends_with(b".vmsd");
+    let own = beside.iter().find(|file| is_list(file) && stem_of(&file.entry.name).eq_ignore_ascii_case(stem));
+    let Some(file) = own.or_else(|| beside.iter().find(is_list)) else { return Vec::new() };
+    let Some(text) = dictionary(case, store, file) else { return Vec::new() };
+    let mut snapshots: Vec<Snapshot> = vm::snapshots(&text)
+        .into_iter()
+        .map(|stated| {
+            let mut disks: Vec<MachineDisk> = stated
+                .disks
+                .iter()
+                .map(|file| MachineDisk { name: base_name(file), file: file.clone(), item: image(case, store, folder, file) })
+                .collect();
+            set_apart(&mut disks, |at| at.to_string().into_bytes());
+            Snapshot { uid: stated.uid, name: stated.name, taken: stated.taken, disks }
+        })
+        .collect();
+    snapshots.sort_by_key(|snapshot| snapshot.uid);
+    snapshots.dedup_by_key(|snapshot| snapshot.uid);
+    snapshots
+}
+
+/// The image that a configuration means by a name.
+fn image(case: &Case, store: usize, folder: &[u8], file: &[u8]) -> Option<ItemId> {
+    let at = |index: usize, wanted: &[u8]| {
+        case.items.iter().position(|item| {
+            matches!(&item.origin, Origin::File { store, path, .. } if *store == index && path == wanted)
+                && item.used_by.is_none()
+        })
+    };
+    if let Some(rest) = file.strip_prefix(b"/vmfs/volumes/") {
+        let (_, path) = rest.split_at_checked(rest.iter().position(|byte| *byte == b'/')? + 1)?;
+        let path = paths::normal(b"", path)?;
+        return at(store, &path).or_else(|| (0..case.stores.len()).find_map(|other| at(other, &path)));
+    }
+    let written = paths::normal(folder, file).and_then(|path| at(store, &path));
+    written.or_else(|| at(store, &paths::join(folder, paths::last_part(file))))
+}
+
+/// `web01-000002.vmdk` is a state of `web01`.
+fn base_name(file: &[u8]) -> Vec<u8> {
+    let stem = stem_of(paths::last_part(file));
+    match stem.len().checked_sub(7).and_then(|at| stem.split_at_checked(at)) {
+        Some((base, [b'-', digits @ ..])) if !base.is_empty() && digits.iter().all(u8::is_ascii_digit) => base.to_vec(),
+        _ => stem.to_vec(),
+    }
+}
+
+fn stem_of(name: &[u8]) -> &[u8] {
+    match name.iter().rposition(|byte| *byte == b'.') {
+        Some(dot) if dot > 0 => &name[..dot],
+        _ => name,
+    }
+}
+
+/// Two disks of one name get what tells them apart behind it, both of them.
+fn set_apart(disks: &mut [MachineDisk], key: impl Fn(usize) -> Vec<u8>) {
+    let names: Vec<Vec<u8>> = disks.iter().map(|disk| disk.name.clone()).collect();
+    for (at, disk) in disks.iter_mut().enumerate() {
+        if names.iter().filter(|name| **name == disk.name).count() > 1 {
+            disk.name = [disk.name.as_slice(), b"~", &key(at)].concat();
+        }
+    }
+}
+
+/// Two machines of one name get their configuration's place behind it, both of them.
+fn name_apart(machines: &mut [Machine]) {
+    let names: Vec<Vec<u8>> = machines.iter().map(|machine| machine.name.clone()).collect();
+    for machine in machines.iter_mut() {
+        if names.iter().filter(|name| **name == machine.name).count() > 1 {
+            let place = format!("~{}-", machine.store + 1);
+            let folder = paths::split(&machine.config).0;
+            let file = stem_of(paths::last_part(&machine.config));
+            machine.name = [machine.name.as_slice(), place.as_bytes(), &paths::join(folder, file)].concat();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_file_is_a_state_of_its_base() {
+        assert_eq!(base_name(b"web01-000002.vmdk"), b"web01");
+        assert_eq!(base_name(b"/vmfs/volumes/x/a/web-01.vmdk"), b"web-01");
+        assert_eq!(base_name(b"-000001.vmdk"), b"-000001");
+        assert_eq!(base_name(b".vmdk"), b".vmdk");
+    }
+}

@@ -1,0 +1,254 @@
+//! Matching what an image wants with what is at hand.
+
+use super::folder::Folder;
+use super::item::{Filled, ItemId, Origin};
+use super::paths;
+use super::{Case, Item};
+use std::path::Path;
+use std::sync::Arc;
+use vdrecover_formats::{Bytes, Entry, Finding, Kind, NodeId, Role, Tree, Trust, Want};
+
+/// Where an image looks for the others: the folder in which it lies.
+pub(super) struct Beside {
+    tree: Arc<dyn Tree>,
+    dir: NodeId,
+    /// Path of the folder in its store; `None` on the host, where a name never leaves the folder.
+    path: Option<Vec<u8>>,
+    /// Which store, if it is one.
+    store: Option<usize>,
+}
+
+/// The folder in which an item lies. Something inside a disk or a device lies in none.
+pub(super) fn beside(case: &Case, item: &Item) -> Option<Beside> {
+    match &item.origin {
+        Origin::File { store, dir, path, .. } => Some(Beside {
+            tree: Arc::clone(&case.stores[*store].tree),
+            dir: *dir,
+            path: Some(paths::split(path).0.to_vec()),
+            store: Some(*store),
+        }),
+        Origin::Source(source) => host_folder(case, &source.path),
+        Origin::Inside(_) | Origin::Volume { .. } => None,
+    }
+}
+
+fn host_folder(case: &Case, file: &Path) -> Option<Beside> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // Devices have neighbours that are none of the image's business.
+    if parent.starts_with("/dev") {
+        return None;
+    }
+    let folder = Folder::open(parent, false, Arc::clone(&case.sources)).ok()?;
+    let dir = folder.root();
+    Some(Beside { tree: Arc::new(folder), dir, path: None, store: None })
+}
+
+/// A file that a name led to.
+pub(super) struct Named {
+    pub(super) entry: Entry,
+    pub(super) store: Option<usize>,
+    /// Node in the tree it was found in.
+    pub(super) tree: Arc<dyn Tree>,
+    /// Whether the name led there as written, or by its last part only.
+    pub(super) exact: bool,
+}
+
+/// Follows a name that an image gives: as written where that stays inside its store, else by its last part.
+pub(super) fn by_name(case: &Case, item: &Item, hint: &[u8]) -> Option<Named> {
+    let beside = beside(case, item);
+    let last = paths::last_part(hint);
+    if !paths::is_plain(last) {
+        return None;
+    }
+    let own = beside.as_ref().and_then(|beside| in_folder(case, beside, hint, last));
+    own.or_else(|| in_stores(case, item, hint)).or_else(|| among_sources(case, last, last == hint))
+}
+
+fn in_folder(case: &Case, beside: &Beside, hint: &[u8], last: &[u8]) -> Option<Named> {
+    let found = |dir: NodeId, path: &[u8]| {
+        paths::resolve(&*beside.tree, dir, path).ok().flatten().filter(|entry| entry.kind != Kind::Dir)
+    };
+    let named = |entry, exact| Named { entry, store: beside.store, tree: Arc::clone(&beside.tree), exact };
+    if hint == last {
+        return found(beside.dir, last).map(|entry| named(entry, true));
+    }
+    // A relative path inside a datastore may name another folder of it.
+    if let (Some(folder), false) = (&beside.path, hint.starts_with(b"/"))
+        && let Some(path) = paths::normal(folder, hint)
+        && let Some(entry) = found(beside.tree.root(), &path)
+    {
+        return Some(named(entry, true));
+    }
+    let _ = case;
+    found(beside.dir, last).map(|entry| named(entry, false))
+}
+
+/// `/vmfs/volumes/STORE/FOLDER/FILE`: by the store's name or id and the path in it, else by folder and file in
+/// any store.
+fn in_stores(case: &Case, item: &Item, hint: &[u8]) -> Option<Named> {
+    let rest = hint.strip_prefix(b"/vmfs/volumes/")?;
+    let slash = rest.iter().position(|byte| *byte == b'/')?;
+    let (volume, path) = (&rest[..slash], &rest[slash + 1..]);
+    let path = paths::normal(b"", path)?;
+    let is_named = |index: &usize| {
+        let store = &case.stores[*index];
+        let id = store.item.and_then(|id| case.items[id].opened.link.name.as_deref());
+        store.name == volume || id == Some(volume)
+    };
+    let own = match &item.origin {
+        Origin::File { store, .. } => Some(*store),
+        _ => None,
+    };
+    let named: Vec<usize> = (0..case.stores.len()).filter(is_named).collect();
+    let exact = named.len() == 1;
+    let others = own.into_iter().chain(0..case.stores.len());
+    named.into_iter().chain(others).find_map(|index| {
+        let tree = &case.stores[index].tree;
+        let entry = paths::resolve(&**tree, tree.root(), &path).ok().flatten()?;
+        Some(Named { entry, store: Some(index), tree: Arc::clone(tree), exact })
+    })
+}
+
+/// Files that were given, by their name.
+fn among_sources(case: &Case, name: &[u8], exact: bool) -> Option<Named> {
+    use std::os::unix::ffi::OsStrExt;
+    let all = case.sources.all();
+    let mut same = all.iter().filter(|source| source.path.file_name().is_some_and(|own| own.as_bytes() == name));
+    let source = same.next()?;
+    if same.next().is_some() {
+        return None;
+    }
+    let tree: Arc<dyn Tree> = host_folder(case, &source.path)?.tree;
+    let entry = tree.lookup(tree.root(), name).ok().flatten()?;
+    Some(Named { entry, store: None, tree, exact })
+}
+
+/// What a want for bytes is met with.
+pub(super) fn extent(case: &Case, id: ItemId, want: &Want) -> (Filled, Option<Named>) {
+    let item = &case.items[id];
+    let Some(hint) = &want.hint else { return (Filled::nothing("the image does not say which"), None) };
+    let name = super::item::text(hint);
+    let Some(named) = by_name(case, item, hint) else {
+        return (Filled::nothing(format!("{name} is not there: give it with --with")), None);
+    };
+    if named.entry.kind == Kind::Mapping {
+        return (Filled::nothing(format!("{name} maps a LUN that was not given")), Some(named));
+    }
+    match named.tree.open(named.entry.id) {
+        Ok(bytes) => {
+            let fits = want.len.is_none_or(|len| len <= bytes.len());
+            let (trust, why) = if named.exact {
+                (Trust::Sound, format!("named {name}"))
+            } else {
+                (Trust::Inferred, format!("found {} for {name}", super::item::text(&named.entry.name)))
+            };
+            let short = if fits { "" } else { ", but it is too short" };
+            (Filled { bytes: Some(bytes), item: None, trust, why: why + short }, Some(named))
+        }
+        Err(error) => (Filled::nothing(format!("{name}: {error}")), Some(named)),
+    }
+}
+
+/// The members of a set, one for each of `wants`, in the order of their place in it.
+pub(super) fn members(case: &Case, id: ItemId) -> Vec<Filled> {
+    let item = &case.items[id];
+    let Some(own) = &item.opened.link.set else { return Vec::new() };
+    let mut taken = vec![own.id.clone()];
+    let mut found: Vec<(u64, ItemId)> = Vec::new();
+    for (other, candidate) in case.items.iter().enumerate() {
+        let Some(member) = &candidate.opened.link.set else { continue };
+        if other != id && member.set == own.set && candidate.used_by.is_none() && !taken.contains(&member.id) {
+            taken.push(member.id.clone());
+            found.push((member.first, other));
+        }
+    }
+    found.sort_unstable();
+    let wants = item.opened.wants.iter().filter(|want| want.role == Role::Member).count();
+    let mut filled: Vec<Filled> = found
+        .into_iter()
+        .take(wants)
+        .map(|(_, other)| Filled {
+            bytes: Some(case.items[other].bytes.clone()),
+            item: Some(other),
+            trust: Trust::Sound,
+            why: "same set".into(),
+        })
+        .collect();
+    filled.resize_with(wants, || Filled::nothing("an extent of this volume was not given: give it with --with"));
+    filled
+}
+
+/// Copies of one member: two images of one device, of which only the first is used.
+pub(super) fn copies(case: &Case, id: ItemId) -> Option<Finding> {
+    let own = case.items[id].opened.link.set.as_ref()?;
+    let other = case.items.iter().enumerate().position(|(other, item)| {
+        other != id && item.opened.link.set.as_ref().is_some_and(|member| member.set == own.set && member.id == own.id)
+    })?;
+    let text = format!("{} and {} are images of the same device; they are not mixed", case.label(id), case.label(other));
+    Some(Finding::new("SET-COPY", 0..0, Trust::Sound, text))
+}
+
+/// What was found for a parent: the item, not its content, which may have to be joined first.
+pub(super) struct Parent {
+    pub(super) item: ItemId,
+    pub(super) trust: Trust,
+    pub(super) why: String,
+}
+
+/// The item that a want for a parent means: the one that is named, checked by its id; else the only one with
+/// the id.
+pub(super) fn parent(case: &Case, id: ItemId, want: &Want) -> Result<Parent, String> {
+    let item = &case.items[id];
+    let same = |other: &ItemId| want.id.is_some() && case.items[*other].opened.link.id == want.id;
+    let hint = want.hint.as_deref().unwrap_or_default();
+    if let Some(named) = by_name(case, item, hint)
+        && let Some(other) = item_at(case, &named)
+        && other != id
+    {
+        let name = super::item::text(hint);
+        let theirs = &case.items[other].opened.link.id;
+        return Ok(match (&want.id, theirs) {
+            (Some(wanted), Some(theirs)) if wanted == theirs => {
+                Parent { item: other, trust: Trust::Sound, why: format!("named {name}, and the ids agree") }
+            }
+            (Some(_), Some(_)) => {
+                Parent { item: other, trust: Trust::Doubtful, why: format!("named {name}, but the ids differ") }
+            }
+            (Some(_), None) | (None, _) => {
+                let why = format!("named {name}; there is no id to check it by");
+                Parent { item: other, trust: Trust::Inferred, why }
+            }
+        });
+    }
+    let others: Vec<ItemId> = (0..case.items.len()).filter(|other| *other != id).filter(same).collect();
+    match others.as_slice() {
+        [other] => Ok(Parent { item: *other, trust: Trust::Sound, why: "its id agrees; the name does not".into() }),
+        [] => Err(format!("its parent {} is not there: give it with --with", super::item::text(hint))),
+        _ => Err("several images have the id of its parent".into()),
+    }
+}
+
+/// The item that a file is, if it was recognised as one.
+pub(super) fn item_at(case: &Case, named: &Named) -> Option<ItemId> {
+    case.items.iter().position(|item| match (&item.origin, named.store) {
+        (Origin::File { store, entry, .. }, Some(index)) => *store == index && entry.id == named.entry.id,
+        (Origin::Source(source), None) => {
+            // On the host a source is opened once: the same bytes are the same file.
+            let opened = named.tree.open(named.entry.id);
+            opened.is_ok_and(|bytes| Arc::ptr_eq(&bytes, &source.bytes))
+        }
+        _ => false,
+    })
+}
+
+impl Filled {
+    /// Nothing was found.
+    pub(super) fn nothing(why: impl Into<String>) -> Self {
+        Self { bytes: None, item: None, trust: Trust::Sound, why: why.into() }
+    }
+
+    /// Bytes that were chosen.
+    pub(super) fn with(bytes: Bytes, item: ItemId, trust: Trust, why: String) -> Self {
+        Self { bytes: Some(bytes), item: Some(item), trust, why }
+    }
+}

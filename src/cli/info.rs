@@ -1,0 +1,106 @@
+//! `vdrecover info`: what an image is, layer by layer.
+
+use super::out::Out;
+use super::{Global, Outcome};
+use crate::case::{Case, ItemId, Origin, State};
+use crate::report;
+use anyhow::Result;
+use clap::Args;
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+use vdrecover_formats::{Content, FORMATS, Trust};
+
+/// Arguments of `info`.
+#[derive(Debug, Args)]
+pub(super) struct Command {
+    /// Images or folders
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
+}
+
+pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
+    let case = global.open(&command.images, false, out)?;
+    let mut worst = Outcome::doubt_if(!case.failed.is_empty());
+    for id in 0..case.items.len() {
+        show(&case, id, out)?;
+        let item = &case.items[id];
+        let absent = item.filled.iter().any(|filled| filled.bytes.is_none());
+        worst = worst.max(Outcome::doubt_if(absent || matches!(item.state, State::Failed(_))));
+    }
+    for noted in &case.findings {
+        worst = worst.max(Outcome::doubt_if(noted.finding.trust > Trust::Sound));
+        super::scan::show_finding(noted, out)?;
+    }
+    Ok(worst)
+}
+
+fn show(case: &Case, id: ItemId, out: &mut Out) -> Result<()> {
+    let item = &case.items[id];
+    let label = case.label(id);
+    let content = match (&item.state, item.content()) {
+        (_, Some(Content::Disks(disks))) => {
+            let size = report::size(disks.first().map_or(0, |disk| disk.bytes.len()));
+            let more = disks.len().saturating_sub(1);
+            if more == 0 { format!("disk of {size}") } else { format!("disk of {size}, {more} internal snapshots") }
+        }
+        (_, Some(Content::Volumes(volumes))) => format!("{} volumes", volumes.len()),
+        (_, Some(Content::Tree(_))) => "files".into(),
+        (State::Failed(error), _) => format!("unusable: {error}"),
+        _ if item.used_by.is_some() => "part of another image".into(),
+        _ => "unusable".into(),
+    };
+    let facts: Map<String, Value> =
+        item.opened.facts.iter().map(|fact| (fact.name.to_owned(), fact.value.clone().into())).collect();
+    let wants: Vec<Value> = item
+        .opened
+        .wants
+        .iter()
+        .zip(&item.filled)
+        .map(|(want, filled)| {
+            json!({
+                "role": want.role.word(),
+                "name": want.hint.as_deref().map(String::from_utf8_lossy),
+                "found": filled.bytes.is_some(),
+                "trust": filled.trust.word(),
+                "why": filled.why,
+            })
+        })
+        .collect();
+    out.record(
+        "item",
+        json!({
+            "label": label, "format": item.format.name, "about": item.format.about, "length": item.bytes.len(),
+            "depth": item.depth, "content": content, "facts": facts, "wants": wants,
+            "used_by": item.used_by.map(|other| case.label(other)),
+        }),
+    )?;
+    let indent = "  ".repeat(item.depth);
+    out.line(format_args!("{indent}{label}"))?;
+    out.line(format_args!("{indent}  {}: {content}", item.format.about))?;
+    if let Origin::Volume { of, number } = &item.origin
+        && let Some(Content::Volumes(volumes)) = case.items[*of].content()
+        && let Some(volume) = volumes.get(*number)
+    {
+        let range = &volume.range;
+        let len = report::size(range.end.saturating_sub(range.start));
+        out.line(format_args!("{indent}  volume: {}, {len} at {:#x}", volume.about, range.start))?;
+    }
+    for fact in &item.opened.facts {
+        out.line(format_args!("{indent}  {}: {}", fact.name, report::printable(fact.value.as_bytes())))?;
+    }
+    for (want, filled) in item.opened.wants.iter().zip(&item.filled) {
+        let found = if filled.bytes.is_some() { "found" } else { "missing" };
+        out.line(format_args!("{indent}  {} {found}: {}", want.role.word(), filled.why))?;
+    }
+    Ok(())
+}
+
+/// Lists the table of formats.
+pub(super) fn formats(out: &mut Out) -> Result<Outcome> {
+    for format in FORMATS {
+        let sweep = format.sweep.is_some();
+        out.record("format", json!({"name": format.name, "about": format.about, "spec": format.spec, "sweep": sweep}))?;
+        out.line(format_args!("{:10} {}", format.name, format.about))?;
+    }
+    Ok(Outcome::Sound)
+}

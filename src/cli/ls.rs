@@ -1,0 +1,263 @@
+//! `vdrecover ls`: what is in an image.
+
+use super::out::Out;
+use super::{Global, Outcome};
+use crate::case::Case;
+use crate::health::{self, Health};
+use crate::locator::{self, Locator};
+use crate::report;
+use anyhow::Result;
+use base64::Engine;
+use clap::Args;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::ops::ControlFlow;
+use vdrecover_formats::{Entry, Finding, Kind, Node, NodeId, Note, State, Tree, Trust};
+
+/// Arguments of `ls`.
+#[derive(Debug, Args)]
+pub(super) struct Command {
+    /// IMAGE, or IMAGE::PATH for a folder or file in it
+    #[arg(value_name = "LOCATOR")]
+    locator: OsString,
+    /// One line each: type and mode, size, time, state, trust, missing bytes
+    #[arg(short)]
+    long: bool,
+    /// Folders below too
+    #[arg(short = 'R')]
+    recursive: bool,
+    /// Names that start with a dot too, and nodes that no folder lists any more
+    #[arg(long)]
+    all: bool,
+}
+
+pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
+    let locator = Locator::parse(&command.locator);
+    let case = global.open(std::slice::from_ref(&locator.image), true, out)?;
+    let path = locator.path.clone().unwrap_or_default();
+    let start = locator::find(&case, &path)?;
+    let mut listing = Listing { case: &case, command, out, worst: Outcome::Sound };
+    if start.entry.kind == Kind::Dir {
+        listing.folder(start.entry.id, &path)?;
+    } else {
+        listing.entry(&start.entry, &path)?;
+    }
+    if command.all {
+        listing.unlinked(&path)?;
+    }
+    let worst = listing.worst;
+    let incomplete = !case.failed.is_empty();
+    Ok(worst.max(Outcome::doubt_if(incomplete)))
+}
+
+struct Listing<'a> {
+    case: &'a Case,
+    command: &'a Command,
+    out: &'a mut Out,
+    worst: Outcome,
+}
+
+impl Listing<'_> {
+    /// Lists a folder, and with `-R` all below it. A loop of folders is listed once.
+    fn folder(&mut self, start: NodeId, path: &[u8]) -> Result<()> {
+        let mut seen = HashSet::from([start]);
+        let mut todo = vec![(start, path.to_vec())];
+        while let Some((dir, path)) = todo.pop() {
+            let mut below = Vec::new();
+            let mut failed = None;
+            let case = self.case;
+            let listed = case.list(dir, 0, &mut |entry| {
+                let done = match entry {
+                    Ok(entry) => {
+                        if entry.name.starts_with(b".") && !self.command.all {
+                            return ControlFlow::Continue(());
+                        }
+                        let path = join(&path, &entry.name);
+                        if entry.kind == Kind::Dir && self.command.recursive && seen.insert(entry.id) {
+                            below.push((entry.id, path.clone()));
+                        }
+                        self.entry(&entry, &path)
+                    }
+                    Err(finding) => self.finding(&path, &finding),
+                };
+                match done {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        failed = Some(error);
+                        ControlFlow::Break(())
+                    }
+                }
+            });
+            if let Some(error) = failed {
+                return Err(error);
+            }
+            if let Err(error) = listed {
+                self.worst = Outcome::Doubt;
+                self.out.error(&format!("{}: {error}", report::printable(&path)));
+            }
+            // The first folder comes next.
+            todo.extend(below.into_iter().rev());
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: &Entry, path: &[u8]) -> Result<()> {
+        if !self.command.long && !self.out.json {
+            let shown = if self.command.recursive { path } else { &entry.name };
+            let slash = if entry.kind == Kind::Dir { "/" } else { "" };
+            return self.out.line(format_args!("{}{slash}", report::printable(shown)));
+        }
+        let node = match self.case.node(entry.id) {
+            Ok(node) => node,
+            Err(error) => {
+                self.worst = Outcome::Doubt;
+                self.out.error(&format!("{}: {error}", report::printable(path)));
+                Node { state: entry.state, trust: Trust::Doubtful, ..Node::plain(entry.kind, 0, 0) }
+            }
+        };
+        let health = content_health(self.case, entry, &node);
+        if health.missing > 0 || health.trust > Trust::Sound {
+            self.worst = Outcome::Doubt;
+        }
+        if self.out.json {
+            return self.out.record("entry", record(path, entry, &node, &health));
+        }
+        let missing = if health.missing > 0 { format!(" {} missing", report::size(health.missing)) } else { String::new() };
+        let target = if entry.kind == Kind::Symlink { link_text(self.case, entry.id) } else { String::new() };
+        let shown = if self.command.recursive { path } else { &entry.name };
+        self.out.line(format_args!(
+            "{} {:>5} {:>5} {:>16} {} {:8} {:8} {}{target}{missing}",
+            mode_text(&node),
+            node.uid,
+            node.gid,
+            node.len,
+            report::short_time(node.modified),
+            entry.state.word(),
+            health.trust.word(),
+            report::printable(shown),
+        ))
+    }
+
+    fn finding(&mut self, path: &[u8], finding: &Finding) -> Result<()> {
+        self.worst = Outcome::Doubt;
+        let about = report::printable(path);
+        self.out.record("finding", finding_record(&about, finding))?;
+        if !self.out.json {
+            self.out.error(&format!("{about}: {} {}", finding.code, finding.text));
+        }
+        Ok(())
+    }
+
+    /// Nodes that exist and that no folder lists, of the stores that lie in the path.
+    fn unlinked(&mut self, path: &[u8]) -> Result<()> {
+        for (index, store) in self.case.stores.iter().enumerate() {
+            let own = [b"store/", store.name.as_slice()].concat();
+            if !own.starts_with(path) && !path.starts_with(&own) {
+                continue;
+            }
+            let mut found = Vec::new();
+            for part in 0..store.tree.parts() {
+                let _ = store.tree.audit(part, &mut |note| {
+                    if let Note::Unlinked(entry) = note {
+                        found.push(entry);
+                    }
+                    ControlFlow::Continue(())
+                });
+            }
+            for entry in found {
+                let path = [own.as_slice(), b"/", &entry.name].concat();
+                let composed = Entry { id: crate::case::compose(index, entry.id), ..entry };
+                self.entry(&composed, &path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn join(folder: &[u8], name: &[u8]) -> Vec<u8> {
+    if folder.is_empty() { name.to_vec() } else { [folder, b"/", name].concat() }
+}
+
+/// The health of a node's content; of a folder, what is known of the folder itself.
+pub(super) fn content_health(case: &Case, entry: &Entry, node: &Node) -> Health {
+    let own = Health { trust: node.trust, ..Health::default() };
+    match entry.kind {
+        Kind::File | Kind::Symlink | Kind::Mapping | Kind::Stream => match case.open(entry.id) {
+            Ok(bytes) => {
+                let health = health::of(&*bytes, health::LISTING);
+                Health { trust: health.trust.max(node.trust), ..health }
+            }
+            // What can't be opened is missing as a whole.
+            Err(_) => Health { missing: node.len, trust: Trust::Doubtful, ..own },
+        },
+        Kind::Dir | Kind::Xattr | Kind::Special => own,
+    }
+}
+
+/// A listing record of `docs/json.md`.
+pub(super) fn record(path: &[u8], entry: &Entry, node: &Node, health: &Health) -> Value {
+    let time = |nanos: Option<i128>| nanos.and_then(report::time);
+    let mut record = json!({
+        "path": String::from_utf8_lossy(path),
+        "type": entry.kind.word(),
+        "size": node.len,
+        "mode": format!("{:04o}", node.mode),
+        "uid": node.uid,
+        "gid": node.gid,
+        "links": node.links,
+        "mtime": time(node.modified),
+        "ctime": time(node.changed),
+        "atime": time(node.accessed),
+        "state": entry.state.word(),
+        "trust": health.trust.word(),
+        "missing": health.missing,
+        "missing_is_exact": !health.partial,
+        "cross_links": "unchecked",
+    });
+    if std::str::from_utf8(path).is_err()
+        && let Some(record) = record.as_object_mut()
+    {
+        record.insert("path_b64".into(), base64::engine::general_purpose::STANDARD.encode(path).into());
+    }
+    record
+}
+
+/// A finding record of `docs/json.md`.
+pub(super) fn finding_record(about: &str, finding: &Finding) -> Value {
+    json!({
+        "about": about,
+        "code": finding.code,
+        "trust": finding.trust.word(),
+        "start": finding.range.start,
+        "end": finding.range.end,
+        "text": finding.text,
+    })
+}
+
+/// ` -> target` of a symbolic link.
+fn link_text(case: &Case, id: NodeId) -> String {
+    let Ok(bytes) = case.open(id) else { return " -> ?".into() };
+    let len = usize::try_from(bytes.len().min(4096)).unwrap_or(0);
+    let (text, seen) = vdrecover_formats::read_vec(&*bytes, 0, len);
+    if seen.is_whole() { format!(" -> {}", report::printable(&text)) } else { " -> ?".into() }
+}
+
+fn mode_text(node: &Node) -> String {
+    let kind = match node.kind {
+        Kind::Dir => 'd',
+        Kind::Symlink => 'l',
+        Kind::Mapping => 'r',
+        Kind::Special => 'c',
+        Kind::File | Kind::Stream | Kind::Xattr => '-',
+    };
+    let bit = |shift: u32, letter: char| if node.mode >> shift & 1 == 1 { letter } else { '-' };
+    let bits = (0..9).map(|at| bit(8 - at, ['r', 'w', 'x'][at as usize % 3]));
+    std::iter::once(kind).chain(bits).collect()
+}
+
+/// Whether an entry counts as deleted evidence and not as loss.
+#[must_use]
+pub(super) fn is_evidence(state: State) -> bool {
+    state != State::Live
+}

@@ -1,0 +1,87 @@
+//! What goes to stdout: results only, as text or as JSON Lines. What goes to stderr: everything else.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+use std::fmt::Display;
+use std::io::{self, BufWriter, IsTerminal, Write};
+
+/// Version of the JSON schema in `docs/json.md`.
+const SCHEMA: u32 = 1;
+
+/// The two streams of a command.
+#[derive(Debug)]
+pub(super) struct Out {
+    pub(super) json: bool,
+    pub(super) quiet: bool,
+    stdout: BufWriter<io::Stdout>,
+}
+
+impl Out {
+    pub(super) fn new(json: bool, quiet: bool) -> Self {
+        Self { json, quiet, stdout: BufWriter::with_capacity(64 << 10, io::stdout()) }
+    }
+
+    /// A line of text. Silent with `--json`.
+    pub(super) fn line(&mut self, line: impl Display) -> Result<()> {
+        if !self.json {
+            writeln!(self.stdout, "{line}")?;
+        }
+        Ok(())
+    }
+
+    /// A JSON record of a kind. Silent without `--json`.
+    pub(super) fn record(&mut self, kind: &str, fields: Value) -> Result<()> {
+        if self.json {
+            let mut record = json!({"v": SCHEMA, "record": kind});
+            if let (Value::Object(record), Value::Object(fields)) = (&mut record, fields) {
+                record.extend(fields);
+            }
+            serde_json::to_writer(&mut self.stdout, &record)?;
+            self.stdout.write_all(b"\n")?;
+        }
+        Ok(())
+    }
+
+    /// Bytes as they are.
+    pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        Ok(self.stdout.write_all(bytes)?)
+    }
+
+    pub(super) fn flush(&mut self) -> Result<()> {
+        Ok(self.stdout.flush()?)
+    }
+
+    /// Whether people look at stdout.
+    pub(super) fn is_terminal(&self) -> bool {
+        io::stdout().is_terminal()
+    }
+
+    /// Something went wrong, or is missing. Always told.
+    #[expect(clippy::unused_self, reason = "stderr belongs to it as stdout does")]
+    pub(super) fn error(&self, message: &str) {
+        tell(&format!("vdrecover: {message}"));
+    }
+
+    /// What a person might want to know or do next.
+    pub(super) fn hint(&self, message: &str) {
+        if !self.quiet {
+            tell(message);
+        }
+    }
+}
+
+/// A line on stderr. That it may be closed must not end the work.
+fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Whether an error is that stdout's reader went away.
+pub(super) fn is_closed(error: &anyhow::Error) -> bool {
+    let kind = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(kind)
+            || cause
+                .downcast_ref::<serde_json::Error>()
+                .is_some_and(|error| error.io_error_kind() == Some(io::ErrorKind::BrokenPipe))
+    })
+}

@@ -1,0 +1,55 @@
+//! How whole something is, read off its map without reading it.
+
+use vdrecover_formats::{Layer, Place, Trust, Why, walk};
+
+/// What the map of a layer says of its health.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// The least trusted run.
+    pub trust: Trust,
+    /// Bytes that can't be had.
+    pub missing: u64,
+    /// Bytes that hold data.
+    pub data: u64,
+    /// Bytes that read as zeros because nothing was written there, or a table says so.
+    pub empty: u64,
+    /// Why bytes can't be had, each reason once.
+    pub reasons: Vec<Why>,
+    /// Whether the map was too long to look at to its end: then the numbers are lower bounds.
+    pub partial: bool,
+}
+
+impl Health {
+    /// Whether nothing is missing and nothing is doubted, as far as was looked.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.missing == 0 && self.trust == Trust::Sound
+    }
+}
+
+/// Runs that a listing looks at for one file: 2 million blocks of 1 MiB are 2 TiB in single pieces.
+pub const LISTING: usize = 2_000_000;
+
+/// Reads the health of `layer` off at most `runs` runs of its map.
+#[must_use]
+pub fn of(layer: &dyn Layer, runs: usize) -> Health {
+    let mut health = Health::default();
+    let mut walked: u64 = 0;
+    for run in walk(layer, 0..layer.len()).take(runs) {
+        walked = run.at + run.len;
+        health.trust = health.trust.max(run.trust);
+        match run.place {
+            Place::Lost(loss) => {
+                health.missing += run.len;
+                if !health.reasons.contains(&loss.why) {
+                    health.reasons.push(loss.why);
+                }
+            }
+            Place::Zero | Place::Hole => health.empty += run.len,
+            Place::Own | Place::Coded(_) | Place::Below { .. } => health.data += run.len,
+        }
+    }
+    health.partial = walked < layer.len();
+    health.reasons.sort_unstable();
+    health
+}
