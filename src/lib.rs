@@ -3,6 +3,7 @@
 //! `cli` runs a command on a `case`; a case is made of `source`s, which are opened by the formats of
 //! `vdrecover_formats`. Nothing in here can write to a source: no type that opens one has a way to.
 
+pub mod audit;
 pub mod case;
 pub mod cli;
 pub mod digest;

@@ -3,28 +3,329 @@
 use super::ls::finding_record;
 use super::out::Out;
 use super::{Global, Outcome};
-use crate::case::Noted;
+use crate::audit::{self, Audit};
+use crate::case::{Case, Machine, MachineDisk, Noted, Origin};
+use crate::health::{self, Health};
+use crate::report::{self, printable};
 use anyhow::Result;
 use clap::Args;
-use std::path::PathBuf;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use vdrecover_formats::{Content, Kind, Trust};
 
 /// Arguments of `scan`.
 #[derive(Debug, Args)]
 pub(super) struct Command {
-    /// Images, devices or folders
+    /// Images, devices or folders; all extents of a spanned datastore together
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<PathBuf>,
 }
 
+/// Findings of one kind that are shown one by one before they are counted.
+const SHOWN: usize = 5;
+
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let case = global.open(&command.images, true, out)?;
-    for noted in &case.findings { show_finding(noted, out)?; }
-    Ok(Outcome::Sound)
+    let progress = global.progress();
+    let audit = audit::run(&case, &progress);
+    progress.finish();
+    let mut scan = Scan { case: &case, out, worst: Outcome::doubt_if(!case.failed.is_empty()) };
+    scan.images(&audit)?;
+    scan.stores(&audit)?;
+    scan.machines()?;
+    scan.loose()?;
+    scan.deleted(&audit)?;
+    scan.findings(&audit)?;
+    scan.next(command, global)?;
+    Ok(scan.worst)
+}
+
+struct Scan<'a> {
+    case: &'a Case,
+    out: &'a mut Out,
+    worst: Outcome,
+}
+
+impl Scan<'_> {
+    fn images(&mut self, audit: &Audit) -> Result<()> {
+        for source in &self.case.inputs {
+            let items = self.case.items.iter().enumerate();
+            let own = items.clone().find(|(_, item)| matches!(&item.origin, Origin::Source(own) if own.path == source.path));
+            let layers = own.map(|(id, _)| self.layers(id)).unwrap_or_default();
+            let tag = self.case.sources.all().iter().position(|other| other.path == source.path);
+            let claimed = tag.and_then(|tag| audit.sources.get(tag)).map_or(0, crate::ranges::RangeSet::total);
+            let path = source.path.display().to_string();
+            self.out.record(
+                "image",
+                json!({"path": path, "length": source.len, "layers": layers, "claimed": claimed}),
+            )?;
+            self.out.line(format_args!("{path}: {}, {}", report::size(source.len), layers.join(" > ")))?;
+        }
+        Ok(())
+    }
+
+    /// What an image is, from the outside in, along its first content.
+    fn layers(&self, id: usize) -> Vec<String> {
+        let mut layers = vec![self.case.items[id].format.about.to_owned()];
+        let mut at = id;
+        for _ in 0..16 {
+            let inside = self.case.items.iter().enumerate().find(|(_, item)| match item.origin {
+                Origin::Inside(of) | Origin::Volume { of, .. } => of == at && item.format.name != "raw",
+                _ => false,
+            });
+            let Some((next, item)) = inside else { break };
+            layers.push(item.format.about.to_owned());
+            at = next;
+        }
+        layers
+    }
+
+    fn stores(&mut self, audit: &Audit) -> Result<()> {
+        for (store, found) in self.case.stores.iter().zip(&audit.stores) {
+            let item = store.item.map(|item| &self.case.items[item]);
+            let fact = |name: &str| {
+                item.and_then(|item| item.opened.facts.iter().find(|fact| fact.name == name)).map(|fact| fact.value.clone())
+            };
+            let count = |kind: Kind| store.files.iter().filter(|file| file.entry.kind == kind).count();
+            let (files, folders) = (count(Kind::File), count(Kind::Dir));
+            let len = item.map_or(0, |item| item.opened.link.len);
+            let name = printable(&store.name);
+            let kind = match (item, fact("version")) {
+                (Some(item), Some(version)) => format!("{} {version}", item.format.name.to_uppercase()),
+                (Some(item), None) => item.format.about.to_owned(),
+                (None, _) => "folder".into(),
+            };
+            let absent = item.map_or(0, |item| item.filled.iter().filter(|filled| filled.bytes.is_none()).count());
+            if absent > 0 {
+                self.worst = self.worst.max(Outcome::Doubt);
+            }
+            self.out.record(
+                "store",
+                json!({
+                    "name": name, "path": format!("store/{name}"), "kind": kind, "length": len, "files": files,
+                    "folders": folders, "used": found.used, "free": found.free, "absent_extents": absent,
+                }),
+            )?;
+            self.out.line("")?;
+            let size = if len > 0 { format!(", {}", report::size(len)) } else { String::new() };
+            let used = if found.used > 0 { format!(", {} in use", report::size(found.used)) } else { String::new() };
+            self.out.line(format_args!("DATASTORE {name}: {kind}{size}{used}, {files} files in {folders} folders"))?;
+            if absent > 0 {
+                self.out.line(format_args!("  {absent} of its extents were not given: what lies on them is lost until then"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn machines(&mut self) -> Result<()> {
+        if self.case.machines.is_empty() {
+            return Ok(());
+        }
+        let width = self.case.machines.iter().map(|vm| printable(&vm.name).len()).max().unwrap_or(0).clamp(4, 40);
+        self.out.line("")?;
+        self.out.line(format_args!("{:width$}  {:22} {:>10} {:>10}  {:9} GUEST", "VM", "VERDICT", "DISKS", "SIZE", "SNAPSHOTS"))?;
+        for machine in &self.case.machines {
+            self.machine(machine, width)?;
+        }
+        Ok(())
+    }
+
+    fn machine(&mut self, machine: &Machine, width: usize) -> Result<()> {
+        let mut worst = Health::default();
+        let mut disks = Vec::new();
+        let (mut absent, mut size) = (0, 0);
+        for disk in &machine.disks {
+            match disk.item {
+                Some(item) => {
+                    let bytes = self.case.items[item].disk();
+                    let health = health::of(&*bytes, health::LISTING);
+                    size += bytes.len();
+                    worst.missing += health.missing;
+                    worst.trust = worst.trust.max(health.trust).max(self.case.items[item].trust());
+                    disks.push(disk_record(disk, bytes.len(), &health));
+                }
+                None => {
+                    absent += 1;
+                    disks.push(json!({"name": printable(&disk.name), "found": false}));
+                }
+            }
+        }
+        let verdict = verdict(&worst, absent);
+        if absent > 0 || !worst.is_sound() {
+            self.worst = self.worst.max(Outcome::Doubt);
+        }
+        let name = printable(&machine.name);
+        let guest = machine.guest.as_deref().map_or_else(|| "-".to_owned(), printable);
+        self.out.record(
+            "vm",
+            json!({
+                "name": name, "path": format!("vms/{name}"), "verdict": verdict, "trust": worst.trust.word(),
+                "missing": worst.missing, "size": size, "guest": guest, "disks": disks,
+                "snapshots": machine.snapshots.iter().map(|s| json!({"uid": s.uid, "name": printable(&s.name)})).collect::<Vec<_>>(),
+                "tips": machine.tips.iter().map(|tip| printable(&tip.name)).collect::<Vec<_>>(),
+                "config": printable(&machine.config),
+            }),
+        )?;
+        self.out.line(format_args!(
+            "{name:width$}  {verdict:22} {:>10} {:>10}  {:<9} {guest}",
+            machine.disks.len(),
+            report::size(size),
+            machine.snapshots.len(),
+        ))
+    }
+
+    fn loose(&mut self) -> Result<()> {
+        let Ok(Some(dir)) = self.case.find(b"disks") else { return Ok(()) };
+        let mut disks = Vec::new();
+        let _ = vdrecover_formats::Tree::list(self.case, dir.id, 0, &mut |entry| {
+            disks.extend(entry.ok());
+            std::ops::ControlFlow::Continue(())
+        });
+        self.out.line("")?;
+        self.out.line("DISKS THAT BELONG TO NO VM")?;
+        for entry in disks {
+            let Some(target) = self.case.target(entry.id) else { continue };
+            let health = health::of(&*target.bytes, health::LISTING);
+            let trust = health.trust.max(self.case.items[target.item].trust());
+            let health = Health { trust, ..health };
+            if !health.is_sound() {
+                self.worst = self.worst.max(Outcome::Doubt);
+            }
+            let name = printable(&entry.name);
+            let about = self.contents(target.item);
+            self.out.record(
+                "disk",
+                json!({
+                    "path": format!("disks/{name}"), "length": target.bytes.len(), "verdict": verdict(&health, 0),
+                    "trust": trust.word(), "missing": health.missing, "holds": about,
+                }),
+            )?;
+            let about = if about.is_empty() { String::new() } else { format!("  {}", about.join(", ")) };
+            let size = report::size(target.bytes.len());
+            self.out.line(format_args!("  {name:30} {:22} {size:>10}{about}", verdict(&health, 0)))?;
+        }
+        Ok(())
+    }
+
+    /// The volumes on a disk, in words.
+    fn contents(&self, id: usize) -> Vec<String> {
+        let items = self.case.items.iter().enumerate();
+        let inside = items.filter(|(own, item)| *own == id || matches!(item.origin, Origin::Inside(of) if of == id));
+        let mut found = Vec::new();
+        for (_, item) in inside {
+            if let Some(Content::Volumes(volumes)) = item.content() {
+                found.extend(volumes.iter().map(|volume| format!("{} {}", printable(&volume.name), volume.about)));
+            }
+        }
+        found
+    }
+
+    fn deleted(&mut self, audit: &Audit) -> Result<()> {
+        for (store, found) in self.case.stores.iter().zip(&audit.stores) {
+            if found.unlinked.is_empty() {
+                continue;
+            }
+            let mut classes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+            for entry in &found.unlinked {
+                classes.entry(entry.state.word()).or_default().push(printable(&entry.name));
+            }
+            self.out.line("")?;
+            self.out.line(format_args!("TRACES OF LOST FILES in {}", printable(&store.name)))?;
+            for (class, names) in classes {
+                self.out.record("unlinked", json!({"store": printable(&store.name), "class": class, "names": names}))?;
+                let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+                let more = if names.len() > SHOWN { format!(", and {} more", names.len() - SHOWN) } else { String::new() };
+                self.out.line(format_args!("  {:3} {class:12} {shown}{more}", names.len()))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn findings(&mut self, audit: &Audit) -> Result<()> {
+        let all: Vec<&Noted> = self.case.findings.iter().chain(&audit.findings).collect();
+        if all.is_empty() {
+            return Ok(());
+        }
+        self.out.line("")?;
+        self.out.line("FINDINGS")?;
+        let mut seen: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for noted in &all {
+            if noted.finding.trust > Trust::Sound {
+                self.worst = self.worst.max(Outcome::Doubt);
+            }
+            let count = seen.entry((noted.finding.code, &noted.about)).or_default();
+            *count += 1;
+            if *count <= SHOWN || self.out.json {
+                show_finding(noted, self.out)?;
+            }
+        }
+        for ((code, about), count) in seen.into_iter().filter(|(_, count)| *count > SHOWN) {
+            self.out.line(format_args!("  and {} more [{code}] in {about}; --json shows them all", count - SHOWN))?;
+        }
+        Ok(())
+    }
+
+    /// The commands that a person would want next, ready to paste.
+    fn next(&mut self, command: &Command, global: &Global) -> Result<()> {
+        let [image, others @ ..] = command.images.as_slice() else { return Ok(()) };
+        let mut with: Vec<String> = others.iter().chain(&global.with).map(|path| format!(" --with {}", quoted(path))).collect();
+        with.extend(global.maps.iter().map(|map| format!(" --mapfile {}", quoted(Path::new(map)))));
+        let with = with.concat();
+        let image = quoted(image);
+        let mut next = vec![format!("vdrecover ls -R {image}{with}")];
+        if let Some(machine) = self.case.machines.first() {
+            let name = printable(&machine.name);
+            next.push(format!("vdrecover export {}{with} -o {}", quoted(Path::new(&format!("{}::vms/{name}", unquoted(&image)))), quoted(Path::new(&name))));
+        } else if let [disk, ..] = crate::locator::disks(self.case).as_slice() {
+            let path = printable(disk);
+            let file = path.rsplit('/').next().unwrap_or("disk.raw").to_owned();
+            next.push(format!("vdrecover export {}{with} -o {}", quoted(Path::new(&format!("{}::{path}", unquoted(&image)))), quoted(Path::new(&file))));
+        }
+        next.push(format!("vdrecover mount {image}{with} /mnt"));
+        next.push(format!("vdrecover recover {image}{with} -o DIR"));
+        self.out.record("next", json!({"commands": next}))?;
+        self.out.line("")?;
+        self.out.line("NEXT")?;
+        for line in next {
+            self.out.line(format_args!("  {line}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// What a machine's or a disk's owner wants to know first.
+fn verdict(health: &Health, absent: usize) -> String {
+    match (absent, health.missing, health.trust) {
+        (1.., ..) => format!("{absent} disks not found"),
+        (0, 1.., _) => format!("{} missing", report::size(health.missing)),
+        (0, 0, trust) => trust.word().to_owned(),
+    }
+}
+
+fn disk_record(disk: &MachineDisk, len: u64, health: &Health) -> Value {
+    json!({
+        "name": printable(&disk.name), "found": true, "length": len, "data": health.data,
+        "trust": health.trust.word(), "missing": health.missing,
+        "why": health.reasons.iter().map(|why| why.word()).collect::<Vec<_>>(),
+    })
 }
 
 /// One finding, as a line or a record.
 pub(super) fn show_finding(noted: &Noted, out: &mut Out) -> Result<()> {
     let finding = &noted.finding;
     out.record("finding", finding_record(&noted.about, finding))?;
-    out.line(format_args!("  {} [{}] {}: {}", finding.trust.word(), finding.code, noted.about, finding.text))
+    let trust = if finding.trust == Trust::Sound { "note" } else { finding.trust.word() };
+    out.line(format_args!("  {trust:8} [{}] {}: {}", finding.code, noted.about, printable(finding.text.as_bytes())))
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@=%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+}
+
+fn unquoted(text: &str) -> String {
+    text.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')).unwrap_or(text).replace("'\\''", "'")
 }

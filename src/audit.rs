@@ -1,0 +1,148 @@
+//! The full pass over everything that a case holds: what is claimed, by whom, twice or not at all.
+
+use crate::case::{Case, Noted};
+use crate::progress::Progress;
+use crate::ranges::RangeSet;
+use rayon::prelude::*;
+use std::ops::{ControlFlow, Range};
+use vdrecover_formats::{Entry, Finding, Layer, Note, NodeId, Place, Tree, Trust, Use, walk};
+
+/// What the pass found.
+#[derive(Debug, Default)]
+pub struct Audit {
+    /// One for each store of the case.
+    pub stores: Vec<StoreAudit>,
+    /// What is claimed of each source, by its tag.
+    pub sources: Vec<RangeSet>,
+    /// Contradictions.
+    pub findings: Vec<Noted>,
+}
+
+/// What the pass found in one store.
+#[derive(Debug, Default)]
+pub struct StoreAudit {
+    /// Bytes that structures and files hold, in the store's own address space.
+    pub used: u64,
+    /// Bytes that the store says are free.
+    pub free: u64,
+    /// Nodes that no folder lists.
+    pub unlinked: Vec<Entry>,
+}
+
+/// What one part of one store said.
+#[derive(Default)]
+struct Part {
+    own: Vec<Range<u64>>,
+    data: Vec<(Range<u64>, NodeId)>,
+    free: u64,
+    unlinked: Vec<Entry>,
+    findings: Vec<Finding>,
+    sources: Vec<(u32, Range<u64>)>,
+}
+
+/// Audits all stores on all cores. The answer does not depend on their number.
+#[must_use]
+pub fn run(case: &Case, progress: &Progress) -> Audit {
+    let mut audit = Audit::default();
+    let mut sources: Vec<Vec<Range<u64>>> = vec![Vec::new(); case.sources.all().len()];
+    for store in &case.stores {
+        let tree = &*store.tree;
+        progress.start("checking the datastore", u64::from(tree.parts()));
+        let parts: Vec<Part> = (0..tree.parts())
+            .into_par_iter()
+            .map(|number| {
+                let part = part(tree, number);
+                progress.add(1);
+                part
+            })
+            .collect();
+        let about = store.item.map_or_else(|| crate::report::printable(&store.name), |item| case.label(item));
+        let mut sum = StoreAudit::default();
+        let mut own = Vec::new();
+        let mut data = Vec::new();
+        for part in parts {
+            own.extend(part.own);
+            data.extend(part.data);
+            sum.free += part.free;
+            sum.unlinked.extend(part.unlinked);
+            for finding in part.findings {
+                audit.findings.push(Noted { about: about.clone(), finding });
+            }
+            for (tag, range) in part.sources {
+                if let Some(source) = usize::try_from(tag).ok().and_then(|tag| sources.get_mut(tag)) {
+                    source.push(range);
+                }
+            }
+        }
+        sum.used = RangeSet::build(own).total();
+        for finding in shared(data) {
+            audit.findings.push(Noted { about: about.clone(), finding });
+        }
+        audit.stores.push(sum);
+    }
+    audit.sources = sources.into_iter().map(RangeSet::build).collect();
+    audit
+}
+
+fn part(tree: &dyn Tree, number: u32) -> Part {
+    let mut part = Part::default();
+    let _ = tree.audit(number, &mut |note| {
+        match note {
+            Note::Claim { layer, range, of } => {
+                push_down(layer, range.clone(), &mut part.sources, 0);
+                if let Use::Data(node) = of {
+                    part.data.push((range.clone(), node));
+                }
+                part.own.push(range);
+            }
+            Note::Free { range, .. } => part.free += range.end.saturating_sub(range.start),
+            Note::Finding(finding) => part.findings.push(finding),
+            Note::Unlinked(entry) => part.unlinked.push(entry),
+        }
+        ControlFlow::Continue(())
+    });
+    part.own = RangeSet::build(part.own).as_slice().to_vec();
+    part
+}
+
+/// Packed units inside packed units: containers nest a few times, not more.
+const MAX_NESTED: u32 = 8;
+
+/// A claim on a layer is a claim on the bytes of the sources that it is made of.
+fn push_down(layer: &dyn Layer, range: Range<u64>, sources: &mut Vec<(u32, Range<u64>)>, depth: u32) {
+    for run in walk(layer, range) {
+        match run.place {
+            Place::Own | Place::Below { .. } => {
+                if let Some(tag) = run.layer.tag() {
+                    sources.push((tag.0, run.offset..run.offset.saturating_add(run.len)));
+                }
+            }
+            Place::Coded(unit) if depth < MAX_NESTED => {
+                let end = unit.packed_at.saturating_add(unit.packed_len.into()).min(unit.from.len());
+                push_down(unit.from, unit.packed_at..end, sources, depth + 1);
+            }
+            Place::Coded(_) | Place::Zero | Place::Hole | Place::Lost(_) => {}
+        }
+    }
+}
+
+/// Blocks that two nodes hold: at most one of them can be right.
+fn shared(mut data: Vec<(Range<u64>, NodeId)>) -> Vec<Finding> {
+    data.sort_unstable_by_key(|(range, node)| (range.start, range.end, *node));
+    let mut findings = Vec::new();
+    let mut last: Option<(Range<u64>, NodeId)> = None;
+    for (range, node) in data {
+        if let Some((before, other)) = &last
+            && *other != node
+            && range.start < before.end
+        {
+            let both = range.start..range.end.min(before.end);
+            let text = format!("{} bytes belong to nodes {:#x} and {:#x}", both.end - both.start, other.0, node.0);
+            findings.push(Finding::new("CLAIM-SHARED", both, Trust::Doubtful, text));
+        }
+        if last.as_ref().is_none_or(|(before, _)| range.end > before.end) {
+            last = Some((range, node));
+        }
+    }
+    findings
+}
