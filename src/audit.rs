@@ -5,7 +5,7 @@ use crate::progress::Progress;
 use crate::ranges::RangeSet;
 use rayon::prelude::*;
 use std::ops::{ControlFlow, Range};
-use vdrecover_formats::{Entry, Finding, Layer, Note, NodeId, Place, Tree, Trust, Use, walk};
+use vdrecover_formats::{Entry, Finding, Layer, NodeId, Note, Place, Tree, Trust, Use, walk};
 
 /// What the pass found.
 #[derive(Debug, Default)]

@@ -167,13 +167,8 @@ impl Global {
         for map in &maps {
             locator::check_exists(&map.image)?;
         }
-        let options = Options {
-            inputs: inputs.to_vec(),
-            with: self.with.clone(),
-            maps,
-            sweep,
-            keep: self.case.clone(),
-        };
+        let options =
+            Options { inputs: inputs.to_vec(), with: self.with.clone(), maps, sweep, keep: self.case.clone() };
         let progress = self.progress();
         let case = Case::open(&options, &progress)?;
         progress.finish();

@@ -85,7 +85,8 @@ pub fn one_disk(case: &Case) -> Result<Found> {
         [path] => find(case, path),
         [] => bail!("there is no disk in it; `vdrecover ls` shows what there is, name it as IMAGE::PATH"),
         several => {
-            let list: Vec<String> = several.iter().map(|path| format!("  {}", crate::report::printable(path))).collect();
+            let list: Vec<String> =
+                several.iter().map(|path| format!("  {}", crate::report::printable(path))).collect();
             bail!("there are {} disks in it; name one as IMAGE::PATH:\n{}", several.len(), list.join("\n"))
         }
     }

@@ -53,25 +53,26 @@ fn check_runs(layer: &dyn Layer, at: u64, len: u64) -> Result<(), String> {
             }
             for want in [1, want.min(513), want] {
                 let run = hop.layer.run(hop.offset, want);
-                let place = format!("{:?} at {:#x}, want {want}", hop.layer, hop.offset);
+                let place = || format!("{} at {:#x}, want {want}", hop.layer.about(), hop.offset);
                 if run.len == 0 || run.len > want {
-                    return Err(format!("law 1, 1..=want bytes a run: {} bytes: {place}", run.len));
+                    return Err(format!("law 1, 1..=want bytes a run: {} bytes: {}", run.len, place()));
                 }
                 match run.place {
                     Place::Below { layer, offset }
                         if offset.checked_add(run.len).is_none_or(|end| end > layer.len()) =>
                     {
                         return Err(format!(
-                            "law 2, below stays inside: {} bytes at {offset:#x} of {:#x}: {place}",
+                            "law 2, below stays inside: {} bytes at {offset:#x} of {:#x}: {}",
                             run.len,
-                            layer.len()
+                            layer.len(),
+                            place()
                         ));
                     }
                     Place::Coded(unit) => {
                         let end = unit.start.saturating_add(unit.len.into());
                         let inside = unit.start <= hop.offset && hop.offset.saturating_add(run.len) <= end;
                         if !inside || unit.len > MAX_UNIT || unit.packed_len > MAX_UNIT {
-                            return Err(format!("law 2, a run lies inside its unit: {unit:?}: {place}"));
+                            return Err(format!("law 2, a run lies inside its unit at {:#x}: {}", unit.start, place()));
                         }
                     }
                     _ => {}
@@ -131,7 +132,7 @@ fn check_span(layer: &dyn Layer, range: Range<u64>) -> Result<(), String> {
     for run in lost_in_map {
         let i = narrow(run.at.saturating_sub(range.start));
         if marks.get(i) == Some(&0) {
-            return Err(format!("law 7, a gap is reported: {:#x} in {:?}", run.at, run.layer));
+            return Err(format!("law 7, a gap is reported: {:#x} in {}", run.at, run.layer.about()));
         }
     }
     // The same question again, now that the caches are warm.

@@ -11,7 +11,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use vdrecover_formats::format::score;
-use vdrecover_formats::{Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, NodeId, Opened, Role, Tree, Trust};
+use vdrecover_formats::{
+    Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, NodeId, Opened, Role, Tree, Trust,
+};
 
 /// Containers in containers: real nesting is 3 or 4 deep, a container that holds itself nests for ever.
 const MAX_DEPTH: usize = 16;
@@ -22,7 +24,8 @@ const MAX_FILES: usize = 2_000_000;
 
 /// Opens everything that `options` names.
 pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Result<()> {
-    let mut work = Work { case, queue: VecDeque::new(), waiting: Vec::new(), opened: HashSet::new(), files: HashMap::new() };
+    let mut work =
+        Work { case, queue: VecDeque::new(), waiting: Vec::new(), opened: HashSet::new(), files: HashMap::new() };
     for path in &options.inputs {
         work.give(path, true);
     }
@@ -77,9 +80,9 @@ impl Work<'_> {
     fn give_folder(&mut self, path: &Path, input: bool) -> Result<()> {
         let folder = Folder::open(path, true, Arc::clone(&self.case.sources))?;
         let name = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        let name = name.file_name().map_or_else(|| b"folder".to_vec(), |name| {
-            std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec()
-        });
+        let name = name
+            .file_name()
+            .map_or_else(|| b"folder".to_vec(), |name| std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec());
         let before = self.case.items.len();
         self.add_store(None, name, Arc::new(folder));
         if self.case.items.len() == before {
@@ -93,9 +96,11 @@ impl Work<'_> {
 
     fn add_source(&mut self, source: Arc<Source>) -> Option<ItemId> {
         let label = source.path.display().to_string();
-        let known = self.case.items.iter().position(|item| {
-            matches!(&item.origin, Origin::Source(other) if Arc::ptr_eq(other, &source))
-        });
+        let known = self
+            .case
+            .items
+            .iter()
+            .position(|item| matches!(&item.origin, Origin::Source(other) if Arc::ptr_eq(other, &source)));
         if known.is_some() {
             return known;
         }
@@ -359,7 +364,13 @@ impl Work<'_> {
             let raw_inside = item.format.name == "raw" && matches!(item.origin, Origin::Volume { .. });
             // What a raw file or source is was asked when it was taken in.
             let known = item.format.name == "raw";
-            if is_disk && !known && !raw_inside && item.used_by.is_none() && item.children.is_empty() && self.opened.insert(id) {
+            if is_disk
+                && !known
+                && !raw_inside
+                && item.used_by.is_none()
+                && item.children.is_empty()
+                && self.opened.insert(id)
+            {
                 let (disk, depth) = (item.disk(), item.depth + 1);
                 self.add(Origin::Inside(id), disk, depth);
                 any = true;
@@ -402,7 +413,11 @@ impl Work<'_> {
             let disk = item.disk();
             let inside = self.case.items.iter().any(|other| matches!(other.origin, Origin::Inside(of) if of == id));
             let plain = matches!(item.content(), Some(Content::Disks(_)));
-            if !plain || inside || item.used_by.is_some() || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, source)) {
+            if !plain
+                || inside
+                || item.used_by.is_some()
+                || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, source))
+            {
                 continue;
             }
             let label = self.case.label(id);
@@ -462,9 +477,11 @@ impl Work<'_> {
             })
         };
         let used_in_set = |id: ItemId| {
-            self.case.items.iter().enumerate().any(|(other, item)| {
-                item.used_by.is_some() && inside_of(self.case, other, id)
-            })
+            self.case
+                .items
+                .iter()
+                .enumerate()
+                .any(|(other, item)| item.used_by.is_some() && inside_of(self.case, other, id))
         };
         let loose = (0..self.case.items.len()).filter(|id| {
             let item = &self.case.items[*id];

@@ -67,12 +67,17 @@ pub(super) fn find(case: &mut Case) {
         let about = format!("vms/{}", super::item::text(&machine.name));
         for disk in machine.disks.iter().filter(|disk| disk.item.is_none()) {
             let text = format!("its disk {} is not there", super::item::text(&disk.file));
-            case.findings.push(Noted { about: about.clone(), finding: Finding::new("VM-DISK-ABSENT", 0..0, Trust::Doubtful, text) });
+            case.findings.push(Noted {
+                about: about.clone(),
+                finding: Finding::new("VM-DISK-ABSENT", 0..0, Trust::Doubtful, text),
+            });
         }
     }
     let used: Vec<ItemId> = machines
         .iter()
-        .flat_map(|machine| machine.disks.iter().chain(&machine.tips).chain(machine.snapshots.iter().flat_map(|s| &s.disks)))
+        .flat_map(|machine| {
+            machine.disks.iter().chain(&machine.tips).chain(machine.snapshots.iter().flat_map(|s| &s.disks))
+        })
         .filter_map(|disk| disk.item)
         .collect();
     case.loose.retain(|item| !used.contains(item));
@@ -106,7 +111,11 @@ fn machine(case: &Case, store: usize, config: &StoreFile, text: &Dictionary) -> 
     let mut disks: Vec<MachineDisk> = stated
         .disks
         .iter()
-        .map(|slot| MachineDisk { name: base_name(&slot.file), file: slot.file.clone(), item: image(case, store, folder, &slot.file) })
+        .map(|slot| MachineDisk {
+            name: base_name(&slot.file),
+            file: slot.file.clone(),
+            item: image(case, store, folder, &slot.file),
+        })
         .collect();
     set_apart(&mut disks, |at| stated.disks[at].name.replace(':', "_").into_bytes());
 
@@ -118,7 +127,8 @@ fn machine(case: &Case, store: usize, config: &StoreFile, text: &Dictionary) -> 
     };
     let tips = case.items.iter().enumerate().filter_map(|(id, item)| {
         let Origin::File { store: own, path, entry, .. } = &item.origin else { return None };
-        let is_tip = *own == store && paths::split(path).0 == folder && item.used_by.is_none() && item.children.is_empty();
+        let is_tip =
+            *own == store && paths::split(path).0 == folder && item.used_by.is_none() && item.children.is_empty();
         let name = stem_of(&entry.name).to_vec();
         (is_tip && !known(id)).then(|| MachineDisk { name, file: entry.name.clone(), item: Some(id) })
     });
@@ -158,7 +168,11 @@ fn snapshots(case: &Case, store: usize, folder: &[u8], stem: &[u8], beside: &[&S
             let mut disks: Vec<MachineDisk> = stated
                 .disks
                 .iter()
-                .map(|file| MachineDisk { name: base_name(file), file: file.clone(), item: image(case, store, folder, file) })
+                .map(|file| MachineDisk {
+                    name: base_name(file),
+                    file: file.clone(),
+                    item: image(case, store, folder, file),
+                })
                 .collect();
             set_apart(&mut disks, |at| at.to_string().into_bytes());
             Snapshot { uid: stated.uid, name: stated.name, taken: stated.taken, disks }

@@ -70,7 +70,14 @@ impl Names {
         id
     }
 
-    fn disk(&mut self, parent: NodeId, name: &[u8], target: Target, modified: Option<i128>, trust: vdrecover_formats::Trust) {
+    fn disk(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        target: Target,
+        modified: Option<i128>,
+        trust: vdrecover_formats::Trust,
+    ) {
         let node = Node { modified, trust, ..Node::plain(Kind::File, target.bytes.len(), 0o444) };
         let id = self.push(Named::Disk { target, node });
         self.link(parent, name, id, Kind::File);
@@ -151,10 +158,11 @@ fn modified(case: &Case, item: ItemId) -> Option<i128> {
     match &case.items[item].origin {
         Origin::File { store, entry, .. } => {
             let own = case.stores[*store].tree.node(entry.id).ok().and_then(|node| node.modified);
-            let parts = case.items.iter().filter(|part| part.used_by == Some(item)).filter_map(|part| match &part.origin {
-                Origin::File { store, entry, .. } => case.stores[*store].tree.node(entry.id).ok()?.modified,
-                _ => None,
-            });
+            let parts =
+                case.items.iter().filter(|part| part.used_by == Some(item)).filter_map(|part| match &part.origin {
+                    Origin::File { store, entry, .. } => case.stores[*store].tree.node(entry.id).ok()?.modified,
+                    _ => None,
+                });
             parts.chain(own).max()
         }
         Origin::Source(source) => {
@@ -230,7 +238,8 @@ fn add_volume_files(names: &mut Names, dir: NodeId, volumes: Vec<(Vec<u8>, Targe
 /// The volumes on a disk: of the item itself, or of what was recognised inside of it.
 fn volumes(case: &Case, item: ItemId) -> Vec<(Vec<u8>, Target)> {
     use super::Origin;
-    let inside = case.items.iter().enumerate().filter(|(_, other)| matches!(other.origin, Origin::Inside(of) if of == item));
+    let inside =
+        case.items.iter().enumerate().filter(|(_, other)| matches!(other.origin, Origin::Inside(of) if of == item));
     let holders = std::iter::once((item, &case.items[item])).chain(inside);
     let mut found = Vec::new();
     for (id, holder) in holders {

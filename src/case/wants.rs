@@ -184,7 +184,8 @@ pub(super) fn copies(case: &Case, id: ItemId) -> Option<Finding> {
     let other = case.items.iter().enumerate().position(|(other, item)| {
         other != id && item.opened.link.set.as_ref().is_some_and(|member| member.set == own.set && member.id == own.id)
     })?;
-    let text = format!("{} and {} are images of the same device; they are not mixed", case.label(id), case.label(other));
+    let text =
+        format!("{} and {} are images of the same device; they are not mixed", case.label(id), case.label(other));
     Some(Finding::new("SET-COPY", 0..0, Trust::Sound, text))
 }
 

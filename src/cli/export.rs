@@ -6,4 +6,6 @@ use clap::Args;
 /// Arguments
 #[derive(Debug, Args)]
 pub(super) struct Command {}
-pub(super) fn run(_: &Command, _: &Global, _: &mut Out) -> Result<Outcome> { Ok(Outcome::Sound) }
+pub(super) fn run(_: &Command, _: &Global, _: &mut Out) -> Result<Outcome> {
+    Ok(Outcome::Sound)
+}

@@ -123,7 +123,8 @@ impl Listing<'_> {
         if self.out.json {
             return self.out.record("entry", record(path, entry, &node, &health));
         }
-        let missing = if health.missing > 0 { format!(" {} missing", report::size(health.missing)) } else { String::new() };
+        let missing =
+            if health.missing > 0 { format!(" {} missing", report::size(health.missing)) } else { String::new() };
         let target = if entry.kind == Kind::Symlink { link_text(self.case, entry.id) } else { String::new() };
         let shown = if self.command.recursive { path } else { &entry.name };
         self.out.line(format_args!(

@@ -56,7 +56,8 @@ pub(super) fn kind(place: &Place<'_>) -> &'static str {
 }
 
 fn line(run: &Resolved<'_>, sources: &[Arc<Source>], out: &mut Out) -> Result<()> {
-    let source = run.layer.tag().and_then(|tag| sources.get(tag.0 as usize)).map(|source| source.path.display().to_string());
+    let source =
+        run.layer.tag().and_then(|tag| sources.get(tag.0 as usize)).map(|source| source.path.display().to_string());
     let mut record = json!({
         "start": run.at,
         "length": run.len,

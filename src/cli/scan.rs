@@ -51,15 +51,14 @@ impl Scan<'_> {
     fn images(&mut self, audit: &Audit) -> Result<()> {
         for source in &self.case.inputs {
             let items = self.case.items.iter().enumerate();
-            let own = items.clone().find(|(_, item)| matches!(&item.origin, Origin::Source(own) if own.path == source.path));
+            let own =
+                items.clone().find(|(_, item)| matches!(&item.origin, Origin::Source(own) if own.path == source.path));
             let layers = own.map(|(id, _)| self.layers(id)).unwrap_or_default();
             let tag = self.case.sources.all().iter().position(|other| other.path == source.path);
             let claimed = tag.and_then(|tag| audit.sources.get(tag)).map_or(0, crate::ranges::RangeSet::total);
             let path = source.path.display().to_string();
-            self.out.record(
-                "image",
-                json!({"path": path, "length": source.len, "layers": layers, "claimed": claimed}),
-            )?;
+            self.out
+                .record("image", json!({"path": path, "length": source.len, "layers": layers, "claimed": claimed}))?;
             self.out.line(format_args!("{path}: {}, {}", report::size(source.len), layers.join(" > ")))?;
         }
         Ok(())
@@ -85,7 +84,8 @@ impl Scan<'_> {
         for (store, found) in self.case.stores.iter().zip(&audit.stores) {
             let item = store.item.map(|item| &self.case.items[item]);
             let fact = |name: &str| {
-                item.and_then(|item| item.opened.facts.iter().find(|fact| fact.name == name)).map(|fact| fact.value.clone())
+                item.and_then(|item| item.opened.facts.iter().find(|fact| fact.name == name))
+                    .map(|fact| fact.value.clone())
             };
             let count = |kind: Kind| store.files.iter().filter(|file| file.entry.kind == kind).count();
             let (files, folders) = (count(Kind::File), count(Kind::Dir));
@@ -112,7 +112,9 @@ impl Scan<'_> {
             let used = if found.used > 0 { format!(", {} in use", report::size(found.used)) } else { String::new() };
             self.out.line(format_args!("DATASTORE {name}: {kind}{size}{used}, {files} files in {folders} folders"))?;
             if absent > 0 {
-                self.out.line(format_args!("  {absent} of its extents were not given: what lies on them is lost until then"))?;
+                self.out.line(format_args!(
+                    "  {absent} of its extents were not given: what lies on them is lost until then"
+                ))?;
             }
         }
         Ok(())
@@ -124,7 +126,10 @@ impl Scan<'_> {
         }
         let width = self.case.machines.iter().map(|vm| printable(&vm.name).len()).max().unwrap_or(0).clamp(4, 40);
         self.out.line("")?;
-        self.out.line(format_args!("{:width$}  {:22} {:>10} {:>10}  {:9} GUEST", "VM", "VERDICT", "DISKS", "SIZE", "SNAPSHOTS"))?;
+        self.out.line(format_args!(
+            "{:width$}  {:22} {:>10} {:>10}  {:9} GUEST",
+            "VM", "VERDICT", "DISKS", "SIZE", "SNAPSHOTS"
+        ))?;
         for machine in &self.case.machines {
             self.machine(machine, width)?;
         }
@@ -233,9 +238,11 @@ impl Scan<'_> {
             self.out.line("")?;
             self.out.line(format_args!("TRACES OF LOST FILES in {}", printable(&store.name)))?;
             for (class, names) in classes {
-                self.out.record("unlinked", json!({"store": printable(&store.name), "class": class, "names": names}))?;
+                self.out
+                    .record("unlinked", json!({"store": printable(&store.name), "class": class, "names": names}))?;
                 let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-                let more = if names.len() > SHOWN { format!(", and {} more", names.len() - SHOWN) } else { String::new() };
+                let more =
+                    if names.len() > SHOWN { format!(", and {} more", names.len() - SHOWN) } else { String::new() };
                 self.out.line(format_args!("  {:3} {class:12} {shown}{more}", names.len()))?;
             }
         }
@@ -269,18 +276,27 @@ impl Scan<'_> {
     /// The commands that a person would want next, ready to paste.
     fn next(&mut self, command: &Command, global: &Global) -> Result<()> {
         let [image, others @ ..] = command.images.as_slice() else { return Ok(()) };
-        let mut with: Vec<String> = others.iter().chain(&global.with).map(|path| format!(" --with {}", quoted(path))).collect();
+        let mut with: Vec<String> =
+            others.iter().chain(&global.with).map(|path| format!(" --with {}", quoted(path))).collect();
         with.extend(global.maps.iter().map(|map| format!(" --mapfile {}", quoted(Path::new(map)))));
         let with = with.concat();
         let image = quoted(image);
         let mut next = vec![format!("vdrecover ls -R {image}{with}")];
         if let Some(machine) = self.case.machines.first() {
             let name = printable(&machine.name);
-            next.push(format!("vdrecover export {}{with} -o {}", quoted(Path::new(&format!("{}::vms/{name}", unquoted(&image)))), quoted(Path::new(&name))));
+            next.push(format!(
+                "vdrecover export {}{with} -o {}",
+                quoted(Path::new(&format!("{}::vms/{name}", unquoted(&image)))),
+                quoted(Path::new(&name))
+            ));
         } else if let [disk, ..] = crate::locator::disks(self.case).as_slice() {
             let path = printable(disk);
             let file = path.rsplit('/').next().unwrap_or("disk.raw").to_owned();
-            next.push(format!("vdrecover export {}{with} -o {}", quoted(Path::new(&format!("{}::{path}", unquoted(&image)))), quoted(Path::new(&file))));
+            next.push(format!(
+                "vdrecover export {}{with} -o {}",
+                quoted(Path::new(&format!("{}::{path}", unquoted(&image)))),
+                quoted(Path::new(&file))
+            ));
         }
         next.push(format!("vdrecover mount {image}{with} /mnt"));
         next.push(format!("vdrecover recover {image}{with} -o DIR"));
