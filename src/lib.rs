@@ -4,6 +4,7 @@
 //! `vdrecover_formats`. Nothing in here can write to a source: no type that opens one has a way to.
 
 pub mod digest;
+pub mod export;
 
 pub mod ordered;
 pub mod progress;
