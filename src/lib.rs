@@ -9,3 +9,4 @@ pub mod export;
 pub mod ordered;
 pub mod progress;
 pub mod ranges;
+pub mod sweep;
