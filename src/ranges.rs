@@ -20,6 +20,12 @@ impl RangeSet {
         Self::default()
     }
 
+    /// `0..len`.
+    #[must_use]
+    pub fn all(len: u64) -> Self {
+        Self(std::iter::once(0..len).filter(|range| range.end > 0).collect())
+    }
+
     /// All of `ranges`, which may come in any order, overlap and be empty: one sort instead of many inserts.
     #[must_use]
     pub fn build(mut ranges: Vec<Range<u64>>) -> Self {

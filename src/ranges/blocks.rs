@@ -117,7 +117,7 @@ impl BlockMap {
     fn find(&self, plane: Plane, bit: bool, from: u64, blocks: u64) -> u64 {
         let mut block = from;
         while block < blocks {
-            if block % CHUNK == 0 && bit && self.chunk(block).is_none() {
+            if bit && block.is_multiple_of(CHUNK) && self.chunk(block).is_none() {
                 block = block.saturating_add(CHUNK);
                 continue;
             }

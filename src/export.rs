@@ -1,0 +1,169 @@
+//! Writing a layer, or a folder of a tree, to where the user wants it.
+//!
+//! An output gets its name when it is whole: until then it is `NAME.vdrecover-part`, with a journal beside it
+//! from which an interrupted export goes on. What is lost is a hole in the output and a line in `NAME.map`.
+
+mod evidence;
+mod job;
+mod journal;
+mod losses;
+mod map;
+mod refused;
+mod run;
+mod slot;
+mod steps;
+mod target;
+#[cfg(test)]
+mod tests;
+
+pub use evidence::Evidence;
+pub use job::digest;
+pub use refused::Refused;
+
+use crate::digest::Digest;
+use crate::progress::Progress;
+use anyhow::Context as _;
+use slot::Slot;
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
+use vdrecover_formats::{Finding, Gap, Layer, Trust};
+
+/// Where an output goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dest {
+    /// A new file, sparse where there is nothing to write.
+    File(PathBuf),
+    /// An existing block device, overwritten in place.
+    Device(PathBuf),
+    /// Standard output, or a pipe: all bytes in order.
+    Pipe(Option<PathBuf>),
+}
+
+impl Dest {
+    /// What the user means by `-o PATH`: `-` is standard output, a pipe or block device is written to, anything
+    /// else is a file to be made.
+    #[must_use]
+    pub fn of(path: &Path) -> Self {
+        if path == Path::new("-") || path == Path::new("/dev/stdout") {
+            return Self::Pipe(None);
+        }
+        match std::fs::metadata(path).map(|meta| meta.file_type()) {
+            Ok(kind) if kind.is_block_device() => Self::Device(path.into()),
+            Ok(kind) if kind.is_fifo() || kind.is_char_device() => Self::Pipe(Some(path.into())),
+            _ => Self::File(path.into()),
+        }
+    }
+}
+
+/// Whether to hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hashing {
+    /// No: hashing costs more than copying.
+    Off,
+    /// What is at most this long. Holes are hashed as zeros, no faster than data.
+    UpTo(u64),
+}
+
+impl Default for Hashing {
+    fn default() -> Self {
+        Self::UpTo(64 << 30)
+    }
+}
+
+/// How to export.
+#[derive(Clone, Debug)]
+pub struct ExportOptions {
+    /// Replace what is there; needed for every block device.
+    pub force: bool,
+    /// Threads; 0 for one a core.
+    pub threads: usize,
+    /// Whether to hash.
+    pub hash: Hashing,
+    /// What is exported, out of which input: names, lengths and times. An interrupted export goes on when it
+    /// finds the same text, and starts anew when it finds another. `None`: it can't go on.
+    pub identity: Option<String>,
+    /// Where the mapfile goes. `None`: beside a file, and nowhere for anything else.
+    pub map: Option<PathBuf>,
+    /// Compare what is to be written with what is free before starting.
+    pub check_space: bool,
+    /// Bytes of data between two points from which an interrupted export goes on.
+    pub checkpoint: u64,
+}
+
+impl Default for ExportOptions {
+    fn default() -> Self {
+        Self {
+            force: false,
+            threads: 0,
+            hash: Hashing::default(),
+            identity: None,
+            map: None,
+            check_space: true,
+            checkpoint: 256 << 20,
+        }
+    }
+}
+
+/// What was exported.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// Length of the output.
+    pub len: u64,
+    /// Bytes written; the others are holes. For a pipe or a device, bytes that were read as data.
+    pub data_bytes: u64,
+    /// SHA-256 of the output, or why there is none.
+    pub digest: Digest,
+    /// What is lost, merged, ascending: the first million.
+    pub gaps: Vec<Gap>,
+    /// How many gaps there are.
+    pub gap_count: u64,
+    /// Bytes in all of them.
+    pub lost_bytes: u64,
+    /// The worst that was met.
+    pub trust: Trust,
+    /// The mapfile, if one was written.
+    pub map: Option<PathBuf>,
+    /// Where an earlier, interrupted export had come to.
+    pub resumed_at: u64,
+    /// What else is to be said.
+    pub findings: Vec<Finding>,
+}
+
+impl Exported {
+    /// Whether all of it is there and nothing speaks against it: exit code 0, else 1.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.gap_count == 0 && self.trust == Trust::Sound && self.findings.is_empty()
+    }
+}
+
+/// Writes all of `layer` to `dest`. A failure has a [`Refused`] at its root where a caller may want to know.
+pub fn export(
+    layer: &dyn Layer,
+    dest: &Dest,
+    evidence: &Evidence,
+    options: &ExportOptions,
+    progress: &Progress,
+) -> anyhow::Result<Exported> {
+    match dest {
+        Dest::File(path) => {
+            evidence.check(path)?;
+            anyhow::ensure!(!path.is_dir(), "{} is a folder; name the file to be made in it", path.display());
+            job::to_slot(layer, &Slot::at(path)?, evidence, options, progress)
+        }
+        Dest::Device(path) => {
+            evidence.check(path)?;
+            job::to_device(layer, path, evidence, options, progress)
+        }
+        Dest::Pipe(None) => {
+            job::to_pipe(layer, &mut io::stdout(), Path::new("standard output"), evidence, options, progress)
+        }
+        Dest::Pipe(Some(path)) => {
+            let open = || format!("cannot open {}", path.display());
+            let mut out = OpenOptions::new().write(true).open(path).with_context(open)?;
+            job::to_pipe(layer, &mut out, path, evidence, options, progress)
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! The three kinds of outputs, and what they have in common.
+
+use super::journal::{Journal, Point};
+use super::losses::Losses;
+use super::refused::{Refused, classify};
+use super::run::{End, Run};
+use super::slot::Slot;
+use super::steps::{Step, Steps};
+use super::target::Target;
+use super::{Evidence, ExportOptions, Exported, Hashing, map};
+use crate::digest::{Digest, Hasher};
+use crate::progress::Progress;
+use anyhow::Context as _;
+use rustix::fs::OFlags;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use vdrecover_formats::{Finding, Layer, Trust};
+
+/// Steps that are counted before the export starts, for the check of free space and the progress bar.
+const COUNTED: usize = 1 << 20;
+
+/// SHA-256 and gaps of a layer, without writing it anywhere.
+pub fn digest(layer: &dyn Layer, options: &ExportOptions, progress: &Progress) -> anyhow::Result<Exported> {
+    let job = Job { layer, options, progress, shown: Path::new("nowhere") };
+    let mut point = Point::default();
+    let (whole, findings) = job.run(&mut Target::Nowhere, None, &mut point)?;
+    Ok(job.exported(point, whole, findings))
+}
+
+/// As [`export`], into a place that is open already.
+pub(crate) fn to_slot(
+    layer: &dyn Layer,
+    slot: &Slot,
+    evidence: &Evidence,
+    options: &ExportOptions,
+    progress: &Progress,
+) -> anyhow::Result<Exported> {
+    let map = map_slot(options, Some(slot), evidence)?;
+    let job = Job { layer, options, progress, shown: slot.shown() };
+    if !options.force && slot.exists() {
+        return Err(Refused::Exists(slot.shown().to_path_buf()).into());
+    }
+    let part = slot.open_part()?;
+    let len = layer.len();
+    let old = options.identity.as_ref().and_then(|identity| Journal::resume(slot, identity, len));
+    // A journal without its output, or with another one, says nothing.
+    let old = old.filter(|_| part.metadata().is_ok_and(|meta| meta.len() == len));
+    if !options.force && map.as_ref().is_some_and(Slot::exists) && !old.as_ref().is_some_and(|(_, point)| point.mapped)
+    {
+        if old.is_none() {
+            slot.remove_part();
+        }
+        return Err(Refused::Exists(map.map_or_else(PathBuf::new, |map| map.shown().to_path_buf())).into());
+    }
+    let allocated = part.metadata().map_or(0, |meta| meta.blocks().saturating_mul(512));
+    let (mut journal, mut point) = match (old, &options.identity) {
+        (Some((journal, point)), _) => (Some(journal), point),
+        (None, Some(identity)) => (Some(Journal::start(slot, identity, len)?), Point::default()),
+        (None, None) => (None, Point::default()),
+    };
+    let abandon = |error| {
+        slot.remove_part();
+        slot.remove_state();
+        error
+    };
+    let need = job.count();
+    if let Some(free) = slot.free().filter(|_| options.check_space)
+        && need > free.saturating_add(allocated)
+    {
+        let refused = Refused::NoSpace { dest: slot.shown().into(), need: need.saturating_sub(allocated), free };
+        return Err(if point.done == 0 { abandon(refused.into()) } else { refused.into() });
+    }
+    // Cut behind what is known to be there: what was written later may be of bytes that can't be read any more.
+    let sized = part.set_len(point.done).and_then(|()| part.set_len(len));
+    sized.map_err(|error| abandon(classify(error, slot.shown(), len, need)))?;
+    let resumed_at = point.done;
+    let mut target = Target::Sparse(part);
+    let ran = job.run(&mut target, journal.as_mut(), &mut point);
+    let Target::Sparse(part) = target else { anyhow::bail!("the output is not a file") };
+    let (whole, findings) = match ran {
+        Ok(ran) => ran,
+        Err(error) => {
+            // The last point: the next run goes on from here.
+            if let Some(journal) = &mut journal {
+                let _ = part.sync_data().and_then(|()| journal.tell(&point));
+            } else {
+                slot.remove_part();
+            }
+            return Err(error);
+        }
+    };
+    part.sync_all().map_err(|error| classify(error, slot.shown(), len, 0))?;
+    let mut exported = job.exported(point.clone(), whole, findings);
+    exported.resumed_at = resumed_at;
+    if let Some(map) = map.filter(|map| exported.gap_count > 0 || options.force && map.exists()) {
+        point.mapped = true;
+        if let Some(journal) = &mut journal {
+            journal.tell(&point)?;
+        }
+        exported.map = Some(write_map(&map, len, &point.losses, options.force || journal.is_some())?);
+    }
+    slot.commit(options.force)?;
+    slot.sync_dir();
+    slot.remove_state();
+    Ok(exported)
+}
+
+/// Over what is on a block device.
+pub(crate) fn to_device(
+    layer: &dyn Layer,
+    path: &Path,
+    evidence: &Evidence,
+    options: &ExportOptions,
+    progress: &Progress,
+) -> anyhow::Result<Exported> {
+    if !options.force {
+        return Err(Refused::Exists(path.to_path_buf()).into());
+    }
+    // For block devices the kernel takes O_EXCL as: not while it is mounted or part of something else.
+    let exclusive = i32::try_from(OFlags::EXCL.bits()).unwrap_or(0);
+    let opened = OpenOptions::new().write(true).custom_flags(exclusive).open(path);
+    let mut device = match opened {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+            let why = "it is mounted or part of another device";
+            return Err(Refused::Busy { dest: path.to_path_buf(), why }.into());
+        }
+        opened => opened.with_context(|| format!("cannot open {} for writing", path.display()))?,
+    };
+    let room = device.seek(SeekFrom::End(0)).with_context(|| format!("cannot tell how large {} is", path.display()))?;
+    if room < layer.len() {
+        return Err(Refused::NoSpace { dest: path.to_path_buf(), need: layer.len(), free: room }.into());
+    }
+    let map = map_slot(options, None, evidence)?;
+    let job = Job { layer, options, progress, shown: path };
+    job.count();
+    let mut point = Point::default();
+    let mut target = Target::Device(device);
+    let (whole, mut findings) = job.run(&mut target, None, &mut point)?;
+    let Target::Device(device) = target else { anyhow::bail!("the output is not a device") };
+    device.sync_all().map_err(|error| classify(error, path, layer.len(), 0))?;
+    if room > layer.len() {
+        let text = format!("the device is {room} bytes long; what was behind the exported bytes is still there");
+        findings.push(Finding::new("EXPORT-DEVICE-TAIL", layer.len()..room, Trust::Sound, text));
+    }
+    job.with_map(point, whole, findings, map)
+}
+
+/// All bytes in order.
+pub(crate) fn to_pipe(
+    layer: &dyn Layer,
+    out: &mut (dyn Write + Send),
+    shown: &Path,
+    evidence: &Evidence,
+    options: &ExportOptions,
+    progress: &Progress,
+) -> anyhow::Result<Exported> {
+    let map = map_slot(options, None, evidence)?;
+    let job = Job { layer, options, progress, shown };
+    job.count();
+    let mut point = Point::default();
+    let (whole, findings) = job.run(&mut Target::Stream(out), None, &mut point)?;
+    job.with_map(point, whole, findings, map)
+}
+
+/// What all kinds of outputs have in common.
+struct Job<'a> {
+    layer: &'a dyn Layer,
+    options: &'a ExportOptions,
+    progress: &'a Progress,
+    shown: &'a Path,
+}
+
+impl Job<'_> {
+    /// Bytes that will be read, which is the most that will be written. Where the map is too long to count,
+    /// a lower bound.
+    fn count(&self) -> u64 {
+        let mut total = 0_u64;
+        let mut counted = 0;
+        for step in Steps::new(self.layer, 0).take(COUNTED) {
+            counted += 1;
+            if let Step::Data(range) = step {
+                total = total.saturating_add(range.end - range.start);
+            }
+        }
+        let shown = if counted < COUNTED { total } else { self.layer.len() };
+        self.progress.start(&self.shown.to_string_lossy(), shown);
+        total
+    }
+
+    fn run(
+        &self,
+        target: &mut Target<'_>,
+        journal: Option<&mut Journal>,
+        point: &mut Point,
+    ) -> anyhow::Result<(Option<Hasher>, Vec<Finding>)> {
+        let len = self.layer.len();
+        let hasher = match (self.options.hash, &*target) {
+            (Hashing::UpTo(limit), _) if len > limit => None,
+            (Hashing::UpTo(_), Target::Sparse(part)) => Some(self.hash_again(part, point.done)?),
+            (Hashing::UpTo(_), _) => Some(Hasher::default()),
+            (Hashing::Off, _) => None,
+        };
+        let mut findings = Vec::new();
+        let run = Run {
+            layer: self.layer,
+            target,
+            journal,
+            hasher,
+            threads: self.options.threads,
+            checkpoint: self.options.checkpoint,
+            progress: self.progress,
+            findings: &mut findings,
+        };
+        match run.run(point) {
+            End::Whole(hasher) => Ok((hasher, findings)),
+            End::Stopped => Err(Refused::Stopped.into()),
+            End::Failed(error) => {
+                Err(classify(error, self.shown, len, self.progress.total().saturating_sub(point.data)))
+            }
+        }
+    }
+
+    /// The state of the hash where an interrupted export had come to: from the output itself, so that it tells
+    /// of what really is there.
+    fn hash_again(&self, mut part: &File, done: u64) -> anyhow::Result<Hasher> {
+        let mut hasher = Hasher::default();
+        let mut buf = vec![0; 1 << 20];
+        let mut left = done;
+        part.seek(SeekFrom::Start(0))?;
+        while left > 0 {
+            if self.progress.stopped() {
+                return Err(Refused::Stopped.into());
+            }
+            let step = usize::try_from(left).unwrap_or(usize::MAX).min(buf.len());
+            let again = || format!("cannot read back {}", self.shown.display());
+            part.read_exact(&mut buf[..step]).with_context(again)?;
+            hasher.update(&buf[..step]);
+            left -= step as u64;
+        }
+        Ok(hasher)
+    }
+
+    fn exported(&self, point: Point, hasher: Option<Hasher>, mut findings: Vec<Finding>) -> Exported {
+        let Losses { gaps, count, bytes, cut, trust, .. } = point.losses;
+        let len = self.layer.len();
+        let digest = match (hasher, self.options.hash) {
+            (Some(hasher), _) => Digest::Sha256(hasher.finish()),
+            (None, Hashing::UpTo(limit)) => {
+                Digest::Absent(format!("{len} bytes are more than the hash limit of {limit}"))
+            }
+            (None, Hashing::Off) => Digest::Absent("hashing was switched off".into()),
+        };
+        if let Some(cut) = cut {
+            let text = format!("{count} ranges are lost; those from {cut:#x} on are counted but not listed");
+            findings.push(Finding::new("EXPORT-GAPS-CUT", cut..len, Trust::Sound, text));
+        }
+        Exported {
+            len,
+            data_bytes: point.data,
+            digest,
+            gaps,
+            gap_count: count,
+            lost_bytes: bytes,
+            trust,
+            map: None,
+            resumed_at: 0,
+            findings,
+        }
+    }
+
+    fn with_map(
+        &self,
+        point: Point,
+        hasher: Option<Hasher>,
+        findings: Vec<Finding>,
+        map: Option<Slot>,
+    ) -> anyhow::Result<Exported> {
+        let written = map.map(|map| write_map(&map, self.layer.len(), &point.losses, self.options.force));
+        let map = written.transpose()?;
+        Ok(Exported { map, ..self.exported(point, hasher, findings) })
+    }
+}
+
+fn map_slot(options: &ExportOptions, beside: Option<&Slot>, evidence: &Evidence) -> anyhow::Result<Option<Slot>> {
+    let Some(path) = &options.map else { return Ok(beside.map(|slot| slot.beside(".map"))) };
+    evidence.check(path)?;
+    let slot = Slot::at(path)?;
+    if beside.is_none() && !options.force && slot.exists() {
+        return Err(Refused::Exists(path.clone()).into());
+    }
+    Ok(Some(slot))
+}
+
+fn write_map(slot: &Slot, len: u64, losses: &Losses, force: bool) -> anyhow::Result<PathBuf> {
+    let part = slot.open_part()?;
+    part.set_len(0)?;
+    let mut out = io::BufWriter::new(&part);
+    let written = map::write(&mut out, len, losses).and_then(|()| out.flush()).and_then(|()| part.sync_all());
+    written.map_err(|error| classify(error, slot.shown(), 0, 0))?;
+    slot.commit(force)?;
+    Ok(slot.shown().to_path_buf())
+}
