@@ -19,6 +19,7 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::as_conversions, clippy::indexing_slicing))]
 
 pub mod adapt;
+pub mod audit;
 pub mod codec;
 pub mod cursor;
 pub mod disk;

@@ -2,12 +2,13 @@
 
 use super::entry::{Dialect, OFFSET, Spot};
 use super::header::Compression;
+use crate::audit::{Codes, audit_runs, claim, parts};
 use crate::codec::{Cut, inflate, unzstd};
 use crate::entries::{Entries, Page};
 use crate::layer::{Bytes, Fault, Layer, Loss, MAX_UNIT, Place, Run, Trust, Unit, Why};
 use crate::memo::Memo;
-use crate::note::{Finding, Note, Sink, Use};
-use crate::tree::NodeId;
+use crate::note::{Sink, Use};
+use crate::num::wide;
 use std::fmt;
 use std::ops::ControlFlow;
 
@@ -255,12 +256,13 @@ impl Layer for State {
     }
 
     fn parts(&self) -> u32 {
-        u32::try_from(self.l1_size.div_ceil(L1_ENTRIES_A_PART)).unwrap_or(u32::MAX).max(1)
+        parts(self.l1_size.min(self.len.div_ceil(shl(1, self.l1_span_bits()))), L1_ENTRIES_A_PART)
     }
 
     fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
-        let first = u64::from(part).saturating_mul(L1_ENTRIES_A_PART);
-        let last = first.saturating_add(L1_ENTRIES_A_PART).min(self.l1_size);
+        let each = wide(L1_ENTRIES_A_PART);
+        let first = u64::from(part).saturating_mul(each);
+        let last = first.saturating_add(each).min(self.l1_size);
         if part == 0 {
             let needed = self.len.div_ceil(shl(1, self.l1_span_bits()));
             let len = self.l1_size.min(needed).saturating_mul(8);
@@ -278,61 +280,24 @@ impl Layer for State {
 }
 
 /// A part of an audit is at most this many L2 tables.
-const L1_ENTRIES_A_PART: u64 = 64;
+const L1_ENTRIES_A_PART: usize = 64;
 
 impl State {
     /// Claims the L2 table that maps `start` and what it maps.
     fn audit_table(&self, start: u64, sink: Sink<'_>) -> ControlFlow<()> {
         let end = start.saturating_add(shl(1, self.l1_span_bits())).min(self.len);
-        match self.l1_run(start, 1) {
-            Ok((table, ..)) => claim(self.file(), table, self.cluster_size(), Use::Metadata, sink)?,
-            Err(Run { place: Place::Lost(loss), .. }) if loss.why == Why::Unmapped => {
-                let text = format!("L1 entry for guest offset {start:#x}: no L2 table can be read there");
-                return sink(Note::Finding(Finding::new("QCOW2-L1-ENTRY", at8(loss.at), Trust::Doubtful, text)));
-            }
-            Err(_) => return ControlFlow::Continue(()),
+        if let Ok((table, ..)) = self.l1_run(start, 1) {
+            claim(self.file(), table, self.cluster_size(), Use::Metadata, sink)?;
         }
-        let mut at = start;
-        while at < end {
-            let run = self.run(at, end.saturating_sub(at));
-            match run.place {
-                Place::Below { layer, offset } if !self.is_parent(layer) => {
-                    claim(layer, offset, run.len, Use::Data(NodeId(0)), sink)?;
-                }
-                Place::Coded(unit) => {
-                    claim(unit.from, unit.packed_at, unit.packed_len.into(), Use::Data(NodeId(0)), sink)?;
-                }
-                Place::Lost(loss) if matches!(loss.why, Why::Unmapped | Why::Truncated) => {
-                    let (code, what) = match loss.why {
-                        Why::Truncated => ("QCOW2-L2-RANGE", "names a place behind the end of the file"),
-                        _ => ("QCOW2-L2-ENTRY", "can't be read or is not one that the specification allows"),
-                    };
-                    let text = format!("the L2 entry for guest offset {at:#x}, {} bytes, {what}", run.len);
-                    sink(Note::Finding(Finding::new(code, at8(loss.at), Trust::Doubtful, text)))?;
-                }
-                _ => {}
-            }
-            at = at.saturating_add(run.len.max(1));
-        }
-        ControlFlow::Continue(())
-    }
-
-    fn is_parent(&self, layer: &dyn Layer) -> bool {
-        matches!(&self.backing, Other::Given(parent) if crate::cursor::same_layer(&**parent, layer))
+        let parent = match &self.backing {
+            Other::Given(parent) => Some(&**parent),
+            _ => None,
+        };
+        audit_runs(self, start..end, parent, CODES, sink)
     }
 }
 
-fn claim(layer: &dyn Layer, at: u64, len: u64, of: Use, sink: Sink<'_>) -> ControlFlow<()> {
-    let end = at.saturating_add(len).min(layer.len());
-    if at >= end {
-        return ControlFlow::Continue(());
-    }
-    sink(Note::Claim { layer, range: at..end, of })
-}
-
-fn at8(at: u64) -> std::ops::Range<u64> {
-    at..at.saturating_add(8)
-}
+const CODES: Codes = Codes { range: "QCOW2-L2-RANGE", entry: "QCOW2-L2-ENTRY" };
 
 fn shl(n: u64, bits: u32) -> u64 {
     n.checked_shl(bits).unwrap_or(0)
