@@ -1,3 +1,5 @@
 //! Disk images.
 
+pub mod qcow2;
 pub mod raw;
+pub mod vmdk;

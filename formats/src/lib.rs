@@ -19,8 +19,11 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects, clippy::as_conversions, clippy::indexing_slicing))]
 
 pub mod adapt;
+pub mod audit;
+pub mod codec;
 pub mod cursor;
 pub mod disk;
+pub mod entries;
 pub mod error;
 pub mod format;
 pub mod laws;
@@ -34,6 +37,7 @@ pub mod record;
 pub mod table;
 pub mod tree;
 pub mod vm;
+pub mod volume;
 
 pub use cursor::{Cursor, Resolved, walk};
 pub use error::Error;

@@ -94,6 +94,7 @@ fn fill(run: &Resolved<'_>, out: &mut [u8], seen: &mut Seen) {
                 }
                 Err(fault) => fault,
             };
+            seen.trust = seen.trust.max(contradicted(&fault));
             lose_after(run.at, fault, out, seen);
         }
         Place::Coded(unit) => {
@@ -101,7 +102,7 @@ fn fill(run: &Resolved<'_>, out: &mut [u8], seen: &mut Seen) {
                 let mut bytes = vec![0; narrow(unit.len.min(MAX_UNIT).into())];
                 match unpack(run.layer, &unit, &mut bytes) {
                     Ok(trust) => Block { bytes, fault: None, trust },
-                    Err(fault) => Block { bytes, fault: Some(fault), trust: Trust::Sound },
+                    Err(fault) => Block { bytes, fault: Some(fault), trust: contradicted(&fault) },
                 }
             });
             seen.trust = seen.trust.max(block.trust);
@@ -139,6 +140,11 @@ fn fetch(run: &Resolved<'_>, out: &mut [u8], seen: &mut Seen) {
             }
         }
     }
+}
+
+/// What decoded before the first contradiction in a unit is worth having, but nothing proves it.
+fn contradicted(fault: &Fault) -> Trust {
+    if fault.loss.why == Why::Undecodable { Trust::Doubtful } else { Trust::Sound }
 }
 
 fn lose_after(at: u64, fault: Fault, out: &mut [u8], seen: &mut Seen) {

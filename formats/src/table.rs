@@ -3,4 +3,9 @@
 use crate::format::Format;
 
 /// All formats. Scores decide between them, not the order here.
-pub static FORMATS: &[&Format] = &[&crate::disk::raw::FORMAT];
+pub static FORMATS: &[&Format] = &[
+    &crate::disk::qcow2::FORMAT,
+    &crate::disk::vmdk::FORMAT,
+    &crate::disk::vmdk::sesparse::FORMAT,
+    &crate::disk::raw::FORMAT,
+];

@@ -1,0 +1,175 @@
+//! QCOW2, versions 2 and 3: QEMU's `docs/interop/qcow2.rst`.
+//!
+//! Clusters are found through two levels of tables. Neither is ever read as a whole: entries come in bounded pages
+//! through the case's cache, so that a header that claims a table of gigabytes costs nothing.
+//! Refcounts are not needed for reading and are not read.
+
+mod entry;
+mod header;
+mod layer;
+mod snapshot;
+
+use crate::entries::Entries;
+use crate::error::Error;
+use crate::format::{Format, Magic, score};
+use crate::layer::{Bytes, Layer, Trust};
+use crate::link::{Content, Disk, Fact, Link, Opened, Role, Want};
+use crate::memo::Memo;
+use crate::read::read_exact;
+use byteorder::{BigEndian, ByteOrder};
+use entry::Dialect;
+use header::{Compression, Header, crypt_name, incompatible};
+use layer::{Other, State};
+use snapshot::Snapshot;
+use std::sync::Arc;
+
+/// The row in the table of formats.
+pub static FORMAT: Format = Format {
+    name: "qcow2",
+    about: "QEMU copy-on-write image, versions 2 and 3",
+    spec: "QEMU docs/interop/qcow2.rst",
+    magics: &[Magic { at: 0, bytes: header::MAGIC }],
+    probe,
+    open,
+    sweep: None,
+};
+
+fn probe(layer: &dyn Layer) -> u8 {
+    let mut head = [0; 24];
+    if layer.len() < 72 || read_exact(layer, 0, &mut head).is_err() || !head.starts_with(header::MAGIC) {
+        return score::NONE;
+    }
+    let (version, cluster_bits) = (BigEndian::read_u32(&head[4..]), BigEndian::read_u32(&head[20..]));
+    match version {
+        2 | 3 if (9..=21).contains(&cluster_bits) => score::PROVEN,
+        _ => score::MAGIC,
+    }
+}
+
+fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
+    let mut header = Header::load(&**bytes)?;
+    let (snapshots, findings) = snapshot::load(&**bytes, &header);
+    header.findings.extend(findings);
+    let findings = std::mem::take(&mut header.findings);
+    let trust = findings.iter().map(|finding| finding.trust).max().unwrap_or_default();
+
+    let mut wants = Vec::new();
+    if header.backing_at.is_some() {
+        wants.push(Want { role: Role::Parent, id: None, hint: header.backing_name.clone(), len: None });
+    }
+    if header.has(incompatible::DATA_FILE) {
+        wants.push(Want { role: Role::DataFile, id: None, hint: header.data_file_name.clone(), len: None });
+    }
+    let facts = facts(&header, &snapshots);
+    let image =
+        Image { tables: Entries::new(bytes.clone(), memo.share()), memo: memo.clone(), header, snapshots, trust };
+    let link = Link { len: image.header.size, ..Link::default() };
+    Ok(Opened { link, wants, join: Box::new(move |others| Ok(image.join(others))), findings, facts })
+}
+
+/// An image that was parsed.
+struct Image {
+    tables: Entries,
+    memo: Memo,
+    header: Header,
+    snapshots: Vec<Snapshot>,
+    trust: Trust,
+}
+
+impl Image {
+    fn join(&self, others: &[Option<Bytes>]) -> Content {
+        let mut others = others.iter();
+        let mut other = |wanted: bool, name_at: u64| match others.next() {
+            _ if !wanted => Other::None,
+            Some(Some(layer)) => Other::Given(layer.clone()),
+            _ => Other::Absent(name_at),
+        };
+        let backing = match self.header.backing_at {
+            Some(at) => other(true, at),
+            None => Other::None,
+        };
+        let data_file = if self.header.has(incompatible::DATA_FILE) {
+            other(true, self.header.header_length.into())
+        } else {
+            Other::None
+        };
+        let state = |l1_table_offset, l1_size: u32, len| -> Bytes {
+            Arc::new(State {
+                tables: self.tables.clone(),
+                // Units are keyed by guest offset: each state has its own.
+                units: self.memo.share(),
+                l1_table_offset,
+                l1_size: l1_size.into(),
+                len,
+                dialect: Dialect {
+                    cluster_bits: self.header.cluster_bits,
+                    zero_bit: self.header.version >= 3,
+                    extended: self.header.has(incompatible::EXTENDED_L2),
+                    data_file: self.header.has(incompatible::DATA_FILE),
+                },
+                compression: self.header.compression,
+                sealed: self.header.crypt_method != 0,
+                backing: backing.clone(),
+                data_file: data_file.clone(),
+                trust: self.trust,
+            })
+        };
+        let Header { l1_table_offset, l1_size, size, .. } = self.header;
+        let mut disks = vec![Disk { name: Vec::new(), bytes: state(l1_table_offset, l1_size, size) }];
+        disks.extend(self.snapshots.iter().map(|snapshot| Disk {
+            name: snapshot.name.clone(),
+            bytes: state(snapshot.l1_table_offset, snapshot.l1_size, snapshot.size),
+        }));
+        Content::Disks(disks)
+    }
+}
+
+fn facts(header: &Header, snapshots: &[Snapshot]) -> Vec<Fact> {
+    let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
+    let mut facts = vec![
+        Fact::new("version", header.version.to_string()),
+        Fact::new("size", format!("{} bytes", header.size)),
+        Fact::new("cluster_size", format!("{} bytes", header.cluster_size())),
+        Fact::new("l1_table", format!("{} entries at {:#x}", header.l1_size, header.l1_table_offset)),
+        Fact::new(
+            "refcount_table",
+            format!("{} clusters at {:#x}", header.refcount_table_clusters, header.refcount_table_offset),
+        ),
+        Fact::new("refcount_order", header.refcount_order.to_string()),
+        Fact::new("crypt_method", crypt_name(header.crypt_method)),
+        Fact::new(
+            "compression_type",
+            match header.compression {
+                Compression::Deflate => "deflate".to_owned(),
+                Compression::Zstd => "zstd".to_owned(),
+                Compression::Unknown(kind) => format!("unknown ({kind})"),
+            },
+        ),
+    ];
+    if header.version >= 3 {
+        facts.push(Fact::new("incompatible_features", format!("{:#x}", header.incompatible)));
+        facts.push(Fact::new("compatible_features", format!("{:#x}", header.compatible)));
+        facts.push(Fact::new("autoclear_features", format!("{:#x}", header.autoclear)));
+        facts.push(Fact::new("extended_l2", header.has(incompatible::EXTENDED_L2).to_string()));
+    }
+    if let Some(name) = &header.backing_name {
+        facts.push(Fact::new("backing_file", text(name)));
+    }
+    if let Some(format) = &header.backing_format {
+        facts.push(Fact::new("backing_format", text(format)));
+    }
+    if let Some(name) = &header.data_file_name {
+        facts.push(Fact::new("data_file", text(name)));
+    }
+    if let Some(count) = header.bitmaps {
+        facts.push(Fact::new("bitmaps", count.to_string()));
+    }
+    facts.push(Fact::new("snapshots", header.nb_snapshots.to_string()));
+    facts.extend(snapshots.iter().map(|snapshot| {
+        let Snapshot { name, size, seconds, vm_state_size, .. } = snapshot;
+        let value =
+            format!("{}: {size} bytes, taken {seconds} s after 1970, {vm_state_size} bytes of memory", text(name));
+        Fact::new("snapshot", value)
+    }));
+    facts
+}

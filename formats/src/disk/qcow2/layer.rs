@@ -1,0 +1,308 @@
+//! One state of an image, the current one or a snapshot's, as a layer.
+
+use super::entry::{Dialect, OFFSET, Spot};
+use super::header::Compression;
+use crate::audit::{Codes, audit_runs, claim, parts};
+use crate::codec::{Cut, inflate, unzstd};
+use crate::entries::{Entries, Page};
+use crate::layer::{Bytes, Fault, Layer, Loss, MAX_UNIT, Place, Run, Trust, Unit, Why};
+use crate::memo::Memo;
+use crate::note::{Sink, Use};
+use crate::num::wide;
+use std::fmt;
+use std::ops::ControlFlow;
+
+/// Another file that an image needs.
+#[derive(Clone)]
+pub(super) enum Other {
+    /// The image needs none.
+    None,
+    /// It was not given. Where the image names it.
+    Absent(u64),
+    /// It.
+    Given(Bytes),
+}
+
+/// The guest's disk in one state.
+pub(super) struct State {
+    pub tables: Entries,
+    pub units: Memo,
+    pub l1_table_offset: u64,
+    pub l1_size: u64,
+    pub len: u64,
+    pub dialect: Dialect,
+    pub compression: Compression,
+    /// Whether allocated clusters are encrypted.
+    pub sealed: bool,
+    pub backing: Other,
+    /// Has the guest's clusters instead of the file itself.
+    pub data_file: Other,
+    /// At best.
+    pub trust: Trust,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Qcow2({} bytes, l1 at {:#x})", self.len, self.l1_table_offset)
+    }
+}
+
+/// Where one guest offset is looked up.
+struct Lookup {
+    /// The L2 table.
+    table: u64,
+    /// Its entry for the offset.
+    entry: u64,
+    sub: u32,
+}
+
+impl State {
+    fn file(&self) -> &dyn Layer {
+        &**self.tables.layer()
+    }
+
+    /// log2 of the guest bytes that one L1 entry maps.
+    fn l1_span_bits(&self) -> u32 {
+        let l2_bits = self.dialect.cluster_bits.saturating_sub(if self.dialect.extended { 4 } else { 3 });
+        self.dialect.cluster_bits.saturating_add(l2_bits)
+    }
+
+    fn cluster_size(&self) -> u64 {
+        shl(1, self.dialect.cluster_bits)
+    }
+
+    fn l1_entry_at(&self, index: u64) -> u64 {
+        self.l1_table_offset.saturating_add(index.saturating_mul(8))
+    }
+
+    fn lookup(&self, table: u64, at: u64) -> Lookup {
+        let Dialect { cluster_bits, .. } = self.dialect;
+        let index = (at & mask(self.l1_span_bits())) >> cluster_bits;
+        let entry = table.saturating_add(index.saturating_mul(self.dialect.entry_len()));
+        let sub = if self.dialect.extended { (at & mask(cluster_bits)) >> self.dialect.grain_bits() } else { 0 };
+        Lookup { table, entry, sub: u32::try_from(sub).unwrap_or(0) }
+    }
+
+    fn spot(&self, page: &Page, lookup: &Lookup) -> Result<Spot, Loss> {
+        let entry = page.be64(lookup.entry)?;
+        let bitmap = if self.dialect.extended { page.be64(lookup.entry.saturating_add(8))? } else { 0 };
+        Ok(self.dialect.spot(entry, bitmap, lookup.sub))
+    }
+
+    /// The run at `at` as far as the L1 table tells; the L2 table that maps it otherwise.
+    fn l1_run(&self, at: u64, want: u64) -> Result<(u64, u64, Trust), Run<'_>> {
+        let bits = self.l1_span_bits();
+        let span_end = |index: u64| index.saturating_add(1).saturating_mul(shl(1, bits));
+        let rest = |index: u64| span_end(index).saturating_sub(at).min(want);
+        let first = at >> bits;
+        if first >= self.l1_size {
+            // Nothing says where these bytes are, nor that there are none.
+            return Err(Run::lost(want, Why::Unmapped, self.l1_entry_at(self.l1_size)));
+        }
+        let entry_at = self.l1_entry_at(first);
+        let page = self.tables.page(entry_at);
+        let entry = page.be64(entry_at).map_err(|loss| Run::lost(rest(first), loss.why, loss.at))?;
+        let trust = page.trust().max(self.trust);
+        // The specification: bits 0 to 8 and 56 to 62 are reserved.
+        let table = entry & OFFSET;
+        let reserved = entry & !(OFFSET | super::entry::COPIED);
+        if table == 0 && reserved == 0 {
+            let mut last = first;
+            loop {
+                let next = last.saturating_add(1);
+                let next_at = self.l1_entry_at(next);
+                let zero = page.be64(next_at).is_ok_and(|entry| entry & !super::entry::COPIED == 0);
+                if span_end(last).saturating_sub(at) >= want || next >= self.l1_size || !page.covers(next_at) || !zero {
+                    break;
+                }
+                last = next;
+            }
+            return Err(self.below_parent(at, rest(last), trust));
+        }
+        if reserved != 0 || table & mask(self.dialect.cluster_bits) != 0 {
+            return Err(Run::lost(rest(first), Why::Unmapped, entry_at));
+        }
+        if table >= self.file().len() {
+            return Err(Run::lost(rest(first), Why::Unmapped, table));
+        }
+        Ok((table, rest(first), trust))
+    }
+
+    /// What this image leaves to its backing file.
+    fn below_parent(&self, at: u64, len: u64, trust: Trust) -> Run<'_> {
+        let (len, place) = match &self.backing {
+            Other::None => (len, Place::Hole),
+            Other::Absent(name_at) => (len, Place::Lost(Loss { why: Why::Absent, at: *name_at })),
+            Other::Given(parent) => match parent.len().saturating_sub(at) {
+                // A backing file may be shorter than its overlay; there, nothing was ever written.
+                0 => (len, Place::Hole),
+                inside => (len.min(inside), Place::Below { layer: &**parent, offset: at }),
+            },
+        };
+        Run { len, place, trust }
+    }
+
+    /// Guest data at `host`. An L2 entry at `entry` says so.
+    ///
+    /// A file that ends inside a cluster has lost the rest of it: QEMU writes whole clusters, and what it reads
+    /// as zeros behind the end of a file can't be told from a cut.
+    fn data(&self, host: u64, len: u64, entry: u64, trust: Trust) -> Run<'_> {
+        let layer = match &self.data_file {
+            Other::None => self.file(),
+            Other::Given(layer) => &**layer,
+            Other::Absent(name_at) => return Run::lost(len, Why::Absent, *name_at),
+        };
+        match layer.len().saturating_sub(host) {
+            0 => Run::lost(len, Why::Truncated, entry),
+            inside => Run { len: len.min(inside), place: Place::Below { layer, offset: host }, trust },
+        }
+    }
+
+    fn packed(&self, at: u64, packed: (u64, u64), want: u64, entry: u64, trust: Trust) -> Run<'_> {
+        let start = at & !mask(self.dialect.cluster_bits);
+        let len = start.saturating_add(self.cluster_size()).saturating_sub(at).min(want);
+        if let Compression::Unknown(_) = self.compression {
+            return Run::lost(len, Why::Unsupported, 104);
+        }
+        let (packed_at, packed_len) = packed;
+        // The last sector may be cut short by the end of the file: the stream ends somewhere inside it.
+        let inside = self.file().len().saturating_sub(packed_at).min(packed_len);
+        if inside == 0 {
+            return Run::lost(len, Why::Truncated, entry);
+        }
+        let unit = Unit {
+            from: self.file(),
+            packed_at,
+            packed_len: u32::try_from(inside).unwrap_or(MAX_UNIT).min(MAX_UNIT),
+            start,
+            len: u32::try_from(self.cluster_size()).unwrap_or(MAX_UNIT),
+            memo: &self.units,
+        };
+        Run { len, place: Place::Coded(unit), trust }
+    }
+
+    /// How many bytes from `at` on are of one piece with `first`, as far as the page tells.
+    fn merged(&self, page: &Page, table: u64, at: u64, want: u64, first: Spot) -> u64 {
+        let bits = self.dialect.grain_bits();
+        let grain = shl(1, bits);
+        let start = at & !mask(bits);
+        let mut len = start.saturating_add(grain).saturating_sub(at);
+        while len < want {
+            let lookup = self.lookup(table, at.saturating_add(len));
+            if !page.covers(lookup.entry) {
+                break;
+            }
+            let into = at.saturating_add(len).saturating_sub(start);
+            let goes_on = match (first, self.spot(page, &lookup)) {
+                (Spot::Data(host), Ok(Spot::Data(next))) => host.checked_add(into) == Some(next),
+                (Spot::Unallocated | Spot::Zero, Ok(next)) => next == first,
+                _ => false,
+            };
+            if !goes_on {
+                break;
+            }
+            len = len.saturating_add(grain);
+        }
+        len.min(want)
+    }
+}
+
+impl Layer for State {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn run(&self, at: u64, want: u64) -> Run<'_> {
+        let (table, want, trust) = match self.l1_run(at, want) {
+            Ok(found) => found,
+            Err(run) => return run,
+        };
+        let lookup = self.lookup(table, at);
+        if lookup.entry >= self.file().len() {
+            return Run::lost(want, Why::Unmapped, lookup.table);
+        }
+        let page = self.tables.page(lookup.entry);
+        let trust = trust.max(page.trust());
+        let spot = match self.spot(&page, &lookup) {
+            Ok(spot) => spot,
+            Err(loss) => {
+                let cluster_end = at | mask(self.dialect.cluster_bits);
+                return Run::lost(cluster_end.saturating_sub(at).saturating_add(1).min(want), loss.why, loss.at);
+            }
+        };
+        let len = self.merged(&page, table, at, want, spot);
+        match spot {
+            Spot::Unallocated => self.below_parent(at, len, trust),
+            Spot::Zero => Run { len, place: Place::Zero, trust },
+            Spot::Broken(why) => Run::lost(len, why, lookup.entry),
+            Spot::Data(_) | Spot::Packed { .. } if self.sealed => Run::lost(len, Why::Sealed, 32),
+            Spot::Data(host) => {
+                let into = at & mask(self.dialect.grain_bits());
+                self.data(host.saturating_add(into), len, lookup.entry, trust)
+            }
+            Spot::Packed { at: packed_at, len: packed_len } => {
+                self.packed(at, (packed_at, packed_len), want, lookup.entry, trust)
+            }
+        }
+    }
+
+    fn decode(&self, unit: &Unit<'_>, packed: &[u8], out: &mut [u8]) -> Result<Trust, Fault> {
+        let decoded = match self.compression {
+            Compression::Deflate => inflate(packed, out),
+            Compression::Zstd => unzstd(packed, out),
+            Compression::Unknown(_) => return Err(Fault::all(Why::Unsupported, 104)),
+        };
+        decoded.map_err(|Cut(good)| Fault::after(good, Why::Undecodable, unit.packed_at))
+    }
+
+    fn parts(&self) -> u32 {
+        parts(self.l1_size.min(self.len.div_ceil(shl(1, self.l1_span_bits()))), L1_ENTRIES_A_PART)
+    }
+
+    fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
+        let each = wide(L1_ENTRIES_A_PART);
+        let first = u64::from(part).saturating_mul(each);
+        let last = first.saturating_add(each).min(self.l1_size);
+        if part == 0 {
+            let needed = self.len.div_ceil(shl(1, self.l1_span_bits()));
+            let len = self.l1_size.min(needed).saturating_mul(8);
+            claim(self.file(), self.l1_table_offset, len, Use::Metadata, sink)?;
+        }
+        for index in first..last {
+            let start = index.saturating_mul(shl(1, self.l1_span_bits()));
+            if start >= self.len {
+                break;
+            }
+            self.audit_table(start, sink)?;
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// A part of an audit is at most this many L2 tables.
+const L1_ENTRIES_A_PART: usize = 64;
+
+impl State {
+    /// Claims the L2 table that maps `start` and what it maps.
+    fn audit_table(&self, start: u64, sink: Sink<'_>) -> ControlFlow<()> {
+        let end = start.saturating_add(shl(1, self.l1_span_bits())).min(self.len);
+        if let Ok((table, ..)) = self.l1_run(start, 1) {
+            claim(self.file(), table, self.cluster_size(), Use::Metadata, sink)?;
+        }
+        let parent = match &self.backing {
+            Other::Given(parent) => Some(&**parent),
+            _ => None,
+        };
+        audit_runs(self, start..end, parent, CODES, sink)
+    }
+}
+
+const CODES: Codes = Codes { range: "QCOW2-L2-RANGE", entry: "QCOW2-L2-ENTRY" };
+
+fn shl(n: u64, bits: u32) -> u64 {
+    n.checked_shl(bits).unwrap_or(0)
+}
+
+fn mask(bits: u32) -> u64 {
+    !u64::MAX.checked_shl(bits).unwrap_or(0)
+}

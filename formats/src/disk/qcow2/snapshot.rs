@@ -1,0 +1,118 @@
+//! Internal snapshots: the specification's section "Snapshots".
+
+use super::header::Header;
+use crate::error::Error;
+use crate::layer::{Layer, Trust};
+use crate::note::Finding;
+use crate::num::{narrow, round_up};
+use crate::read::read_exact;
+use crate::record::Record;
+use binrw::BinRead;
+use byteorder::{BigEndian, ByteOrder};
+
+/// The fixed part of a table entry.
+#[derive(BinRead, Debug)]
+#[br(big)]
+pub(super) struct Raw {
+    l1_table_offset: u64,
+    l1_size: u32,
+    id_len: u16,
+    name_len: u16,
+    /// Nanoseconds (4 bytes) and the machine's clock (8 bytes) follow.
+    #[br(pad_after = 12)]
+    seconds: u32,
+    vm_state_size: u32,
+    extra_len: u32,
+}
+
+impl Record for Raw {
+    const SIZE: usize = 40;
+    const NAME: &'static str = "qcow2 snapshot table entry";
+}
+
+/// One snapshot.
+#[derive(Clone, Debug)]
+pub(super) struct Snapshot {
+    pub name: Vec<u8>,
+    pub l1_table_offset: u64,
+    pub l1_size: u32,
+    /// Of the disk when it was taken.
+    pub size: u64,
+    /// When it was taken, in seconds since 1970.
+    pub seconds: u32,
+    /// Bytes of the machine's memory, which lie behind the disk in the same tables.
+    pub vm_state_size: u64,
+}
+
+/// QEMU's limits.
+const MAX_SNAPSHOTS: u32 = 65536;
+const MAX_EXTRA: u32 = 1024;
+
+/// The snapshots of an image, and what is wrong with their table. An entry that can't be right ends the list: where
+/// the next one starts would be a guess.
+pub(super) fn load(layer: &dyn Layer, header: &Header) -> (Vec<Snapshot>, Vec<Finding>) {
+    let mut snapshots = Vec::new();
+    let mut findings = Vec::new();
+    let mut at = header.snapshots_offset;
+    for number in 0..header.nb_snapshots.min(MAX_SNAPSHOTS) {
+        match load_one(layer, header, at) {
+            Ok((snapshot, next)) => {
+                snapshots.push(snapshot);
+                at = next;
+            }
+            Err(error) => {
+                let text = format!("snapshot {} of {}: {error}", number.saturating_add(1), header.nb_snapshots);
+                findings.push(Finding::new("QCOW2-SNAPSHOT", at..Raw::end(at), Trust::Sound, text));
+                return (snapshots, findings);
+            }
+        }
+    }
+    if header.nb_snapshots > MAX_SNAPSHOTS {
+        let text = format!("nb_snapshots {}, above QEMU's limit of {MAX_SNAPSHOTS}", header.nb_snapshots);
+        findings.push(Finding::new("QCOW2-SNAPSHOT", 60..64, Trust::Sound, text));
+    }
+    (snapshots, findings)
+}
+
+fn load_one(layer: &dyn Layer, header: &Header, at: u64) -> Result<(Snapshot, u64), Error> {
+    let raw = Raw::load(layer, at)?;
+    if raw.extra_len > MAX_EXTRA {
+        let found = format!("{} bytes of extra data (0..={MAX_EXTRA})", raw.extra_len);
+        return Err(Error::corrupt(Raw::NAME, at, found));
+    }
+    if !raw.l1_table_offset.is_multiple_of(header.cluster_size()) {
+        return Err(Error::corrupt(Raw::NAME, at, format!("its L1 table at {:#x}", raw.l1_table_offset)));
+    }
+    let read = |at: u64, len: u64| {
+        let mut bytes = vec![0; narrow(len)];
+        match read_exact(layer, at, &mut bytes) {
+            Ok(_) => Ok(bytes),
+            Err(gap) => Err(Error::Lost { what: Raw::NAME, gap }),
+        }
+    };
+    let extra_at = Raw::end(at);
+    let extra = read(extra_at, raw.extra_len.into())?;
+    let id_at = extra_at.saturating_add(raw.extra_len.into());
+    let name_at = id_at.saturating_add(raw.id_len.into());
+    let mut name = read(name_at, raw.name_len.into())?;
+    if name.is_empty() {
+        // A snapshot need not have a name, but it always has an id.
+        name = read(id_at, raw.id_len.into())?;
+    }
+    let size = extra.get(8..16).map_or(header.size, BigEndian::read_u64);
+    let next = round_up(name_at.saturating_add(raw.name_len.into()), 8);
+    let vm_state_size = extra.get(..8).map_or(raw.vm_state_size.into(), BigEndian::read_u64);
+    let Raw { l1_table_offset, l1_size, seconds, .. } = raw;
+    Ok((Snapshot { name, l1_table_offset, l1_size, size, seconds, vm_state_size }, next))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_have_the_size_of_the_specification() {
+        assert_eq!(Raw::SIZE, 40);
+        assert!(Raw::parse(&[0; 40], 0).is_ok() && Raw::parse(&[0; 39], 0).is_err());
+    }
+}

@@ -1,0 +1,307 @@
+//! What all sparse VMDK extents share: a grain directory of grain tables of grains, over a parent.
+
+use crate::audit::{Codes, audit_runs, claim, parts};
+use crate::entries::{Entries, Page};
+use crate::layer::{Bytes, Layer, Loss, Place, Run, Trust, Why};
+use crate::note::{Note, Sink, Use};
+use crate::{Error, Finding, num::wide};
+use std::fmt;
+use std::ops::ControlFlow;
+
+/// The disk that shows where an extent has nothing.
+#[derive(Clone)]
+pub(super) enum Parent {
+    /// There is none: never written.
+    None,
+    /// It was not given.
+    Absent,
+    /// The whole parent disk, and where this extent starts in it.
+    Given(Bytes, u64),
+}
+
+/// What a grain directory says of a grain table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    /// All of its grains are the parent's.
+    None,
+    /// Where it lies, in bytes.
+    At(u64),
+    /// The same, but the header contradicts it.
+    Doubtful(u64),
+    /// The entry is not one of the specification.
+    Broken,
+}
+
+/// What a grain table says of a grain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Grain {
+    /// The parent has it.
+    Parent,
+    /// Zeros.
+    Zero,
+    /// Unmapped by the guest: readers disagree whether zeros or the parent show.
+    Unmapped,
+    /// Where it lies, in bytes.
+    At(u64),
+    /// The entry is not one of the specification.
+    Broken,
+}
+
+/// How a kind of extent writes its tables.
+pub(super) trait Dialect: fmt::Debug + Send + Sync {
+    /// Bytes of a directory entry.
+    const DIRECTORY_ENTRY: u64;
+    /// Bytes of a table entry.
+    const TABLE_ENTRY: u64;
+    /// The stable codes of damage.
+    const CODES: Codes;
+
+    /// Reads the directory entry at `at`.
+    fn table(&self, page: &Page, at: u64) -> Result<Table, Loss>;
+    /// Reads the table entry at `at`.
+    fn grain(&self, page: &Page, at: u64) -> Result<Grain, Loss>;
+}
+
+/// Where the tables of an extent are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Bytes of the extent's part of the disk.
+    pub len: u64,
+    /// log2 of the bytes of a grain.
+    pub grain_bits: u32,
+    /// log2 of the entries of a table.
+    pub table_bits: u32,
+    /// Where the directory lies, in bytes.
+    pub directory: u64,
+    /// Entries that the directory has.
+    pub tables: u64,
+}
+
+/// A sparse extent as a layer.
+pub(super) struct Sparse<D> {
+    pub entries: Entries,
+    pub shape: Shape,
+    pub dialect: D,
+    pub parent: Parent,
+    /// At best.
+    pub trust: Trust,
+    /// What was seen in the header.
+    pub findings: Vec<Finding>,
+    /// What it holds beside its directory, tables and grains.
+    pub areas: Vec<Area>,
+}
+
+/// Where a structure of the extent lies, how many bytes it has, and what it is.
+pub(super) type Area = (u64, u64, Use);
+
+impl<D> fmt::Debug for Sparse<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VmdkSparse({} bytes, directory at {:#x})", self.shape.len, self.shape.directory)
+    }
+}
+
+impl<D: Dialect> Sparse<D> {
+    fn file(&self) -> &dyn Layer {
+        &**self.entries.layer()
+    }
+
+    /// log2 of the bytes that a table maps.
+    fn span_bits(&self) -> u32 {
+        self.shape.grain_bits.saturating_add(self.shape.table_bits)
+    }
+
+    fn directory_entry_at(&self, index: u64) -> u64 {
+        self.shape.directory.saturating_add(index.saturating_mul(D::DIRECTORY_ENTRY))
+    }
+
+    fn table_entry_at(&self, table: u64, at: u64) -> u64 {
+        let index = (at & mask(self.span_bits())) >> self.shape.grain_bits;
+        table.saturating_add(index.saturating_mul(D::TABLE_ENTRY))
+    }
+
+    /// The table that maps `at`, or the run where the directory alone tells.
+    fn directory_run(&self, at: u64, want: u64) -> Result<(u64, u64, Trust), Run<'_>> {
+        let bits = self.span_bits();
+        let first = at >> bits;
+        let span_end = |index: u64| index.saturating_add(1).saturating_mul(shl(1, bits));
+        let rest = |index: u64| span_end(index).saturating_sub(at).min(want);
+        if first >= self.shape.tables {
+            return Err(Run::lost(want, Why::Unmapped, self.directory_entry_at(self.shape.tables)));
+        }
+        let entry_at = self.directory_entry_at(first);
+        let page = self.entries.page(entry_at);
+        let table = self.dialect.table(&page, entry_at).map_err(|loss| Run::lost(rest(first), loss.why, loss.at))?;
+        let trust = page.trust().max(self.trust);
+        let (table, trust) = match table {
+            Table::At(table) => (table, trust),
+            Table::Doubtful(table) => (table, Trust::Doubtful),
+            Table::Broken => return Err(Run::lost(rest(first), Why::Unmapped, entry_at)),
+            Table::None => {
+                let mut last = first;
+                loop {
+                    let next = last.saturating_add(1);
+                    let next_at = self.directory_entry_at(next);
+                    let more = span_end(last).saturating_sub(at) < want && next < self.shape.tables;
+                    if !more || !page.covers(next_at) || self.dialect.table(&page, next_at) != Ok(Table::None) {
+                        break;
+                    }
+                    last = next;
+                }
+                return Err(self.below_parent(at, rest(last), trust));
+            }
+        };
+        if table >= self.file().len() {
+            return Err(Run::lost(rest(first), Why::Unmapped, table));
+        }
+        Ok((table, rest(first), trust))
+    }
+
+    fn below_parent(&self, at: u64, len: u64, trust: Trust) -> Run<'_> {
+        let (len, place) = match &self.parent {
+            Parent::None => (len, Place::Hole),
+            Parent::Absent => (len, Place::Lost(Loss { why: Why::Absent, at: 0 })),
+            Parent::Given(layer, base) => {
+                let offset = at.saturating_add(*base);
+                match layer.len().saturating_sub(offset) {
+                    // A parent may be shorter than its child; there, nothing was ever written.
+                    0 => (len, Place::Hole),
+                    inside => (len.min(inside), Place::Below { layer: &**layer, offset }),
+                }
+            }
+        };
+        Run { len, place, trust }
+    }
+
+    /// How many bytes from `at` on are of one piece with `first`, as far as the page tells.
+    fn merged(&self, page: &Page, table: u64, at: u64, want: u64, first: Grain) -> u64 {
+        let grain = shl(1, self.shape.grain_bits);
+        let start = at & !mask(self.shape.grain_bits);
+        let mut len = start.saturating_add(grain).saturating_sub(at);
+        while len < want {
+            let next_at = at.saturating_add(len);
+            let entry_at = self.table_entry_at(table, next_at);
+            if !page.covers(entry_at) {
+                break;
+            }
+            let goes_on = match (first, self.dialect.grain(page, entry_at)) {
+                (Grain::At(host), Ok(Grain::At(next))) => host.checked_add(next_at.saturating_sub(start)) == Some(next),
+                (Grain::Parent | Grain::Zero | Grain::Unmapped, Ok(next)) => next == first,
+                _ => false,
+            };
+            if !goes_on {
+                break;
+            }
+            len = len.saturating_add(grain);
+        }
+        len.min(want)
+    }
+
+    fn mapped_run(&self, at: u64, want: u64, table: u64, trust: Trust) -> Run<'_> {
+        let entry_at = self.table_entry_at(table, at);
+        if entry_at >= self.file().len() {
+            return Run::lost(want, Why::Unmapped, table);
+        }
+        let page = self.entries.page(entry_at);
+        let trust = trust.max(page.trust());
+        let grain = match self.dialect.grain(&page, entry_at) {
+            Ok(grain) => grain,
+            Err(loss) => {
+                let end = at | mask(self.shape.grain_bits);
+                return Run::lost(end.saturating_sub(at).saturating_add(1).min(want), loss.why, loss.at);
+            }
+        };
+        let len = self.merged(&page, table, at, want, grain);
+        match grain {
+            Grain::Parent => self.below_parent(at, len, trust),
+            Grain::Zero => Run { len, place: Place::Zero, trust },
+            Grain::Unmapped => {
+                // Without a parent both readings are zeros.
+                let doubt = if matches!(self.parent, Parent::None) { Trust::Inferred } else { Trust::Doubtful };
+                Run { len, place: Place::Zero, trust: trust.max(doubt) }
+            }
+            Grain::Broken => Run::lost(len, Why::Unmapped, entry_at),
+            Grain::At(host) => {
+                let offset = host.saturating_add(at & mask(self.shape.grain_bits));
+                match self.file().len().saturating_sub(offset) {
+                    0 => Run::lost(len, Why::Truncated, entry_at),
+                    inside => {
+                        let place = Place::Below { layer: self.file(), offset };
+                        Run { len: len.min(inside), place, trust }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A part of an audit is at most this many tables.
+const TABLES_A_PART: usize = 64;
+
+impl<D: Dialect> Layer for Sparse<D> {
+    fn len(&self) -> u64 {
+        self.shape.len
+    }
+
+    fn run(&self, at: u64, want: u64) -> Run<'_> {
+        match self.directory_run(at, want) {
+            Ok((table, want, trust)) => self.mapped_run(at, want, table, trust),
+            Err(run) => run,
+        }
+    }
+
+    fn parts(&self) -> u32 {
+        parts(self.shape.tables.min(self.shape.len.div_ceil(shl(1, self.span_bits()))), TABLES_A_PART)
+    }
+
+    fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
+        let span = shl(1, self.span_bits());
+        if part == 0 {
+            let len = self.shape.tables.min(self.shape.len.div_ceil(span)).saturating_mul(D::DIRECTORY_ENTRY);
+            claim(self.file(), self.shape.directory, len, Use::Metadata, sink)?;
+            for (at, len, of) in &self.areas {
+                claim(self.file(), *at, *len, *of, sink)?;
+            }
+            for finding in &self.findings {
+                sink(Note::Finding(finding.clone()))?;
+            }
+        }
+        let each = span.saturating_mul(wide(TABLES_A_PART));
+        let start = each.saturating_mul(part.into());
+        let end = if part.saturating_add(1) >= self.parts() { self.shape.len } else { start.saturating_add(each) };
+        let end = end.min(self.shape.len);
+        let parent = match &self.parent {
+            Parent::Given(layer, _) => Some(&**layer),
+            _ => None,
+        };
+        let mut at = start;
+        while at < end {
+            let next = match self.directory_run(at, end.saturating_sub(at)) {
+                Ok((table, len, _)) => {
+                    let table_len = shl(D::TABLE_ENTRY, self.shape.table_bits);
+                    claim(self.file(), table, table_len, Use::Metadata, sink)?;
+                    at.saturating_add(len)
+                }
+                Err(run) => at.saturating_add(run.len),
+            };
+            audit_runs(self, at..next, parent, D::CODES, sink)?;
+            at = next.max(at.saturating_add(1));
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+pub(super) fn shl(n: u64, bits: u32) -> u64 {
+    n.checked_shl(bits).unwrap_or(0)
+}
+
+fn mask(bits: u32) -> u64 {
+    !u64::MAX.checked_shl(bits).unwrap_or(0)
+}
+
+/// log2 of the bytes of a grain of `sectors`, which must be a power of two up to 64 MiB.
+pub(super) fn power(name: &'static str, at: u64, sectors: u64) -> Result<u32, Error> {
+    if !sectors.is_power_of_two() || sectors > 1 << 17 {
+        return Err(Error::corrupt(name, at, format!("{sectors} sectors (a power of two up to 131072)")));
+    }
+    Ok(sectors.trailing_zeros().saturating_add(9))
+}
