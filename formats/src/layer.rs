@@ -51,6 +51,7 @@ pub trait Layer: Debug + Send + Sync {
     /// What this layer is, in a word or two, for a person who follows a byte down: `VMFS file`, `partition`.
     fn about(&self) -> String {
         let name = std::any::type_name::<Self>();
+        let name = name.split('<').next().unwrap_or(name);
         name.rsplit("::").next().unwrap_or(name).to_owned()
     }
 
