@@ -33,6 +33,7 @@ pub mod read;
 pub mod record;
 pub mod table;
 pub mod tree;
+pub mod vmfs;
 
 pub use cursor::{Cursor, Resolved, walk};
 pub use error::Error;

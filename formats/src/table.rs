@@ -3,4 +3,4 @@
 use crate::format::Format;
 
 /// All formats. Scores decide between them, not the order here.
-pub static FORMATS: &[&Format] = &[&crate::disk::raw::FORMAT];
+pub static FORMATS: &[&Format] = &[&crate::vmfs::FORMAT, &crate::disk::raw::FORMAT];
