@@ -37,6 +37,7 @@ pub mod record;
 pub mod table;
 pub mod tree;
 pub mod vm;
+pub mod vmfs;
 pub mod volume;
 
 pub use cursor::{Cursor, Resolved, walk};

@@ -7,5 +7,6 @@ pub static FORMATS: &[&Format] = &[
     &crate::disk::qcow2::FORMAT,
     &crate::disk::vmdk::FORMAT,
     &crate::disk::vmdk::sesparse::FORMAT,
+    &crate::vmfs::FORMAT,
     &crate::disk::raw::FORMAT,
 ];

@@ -1,0 +1,541 @@
+//! Folders.
+//!
+//! VMFS5: a flat array of 140-byte entries: u32 type, u32 descriptor, u32 generation, 128 bytes of name. An entry
+//! without descriptor is free; `.` and `..` are entries.
+//!
+//! VMFS6: a header of 64 KiB, then blocks of one alignment unit. A block starts with 64 bytes: u16 version, u16 type,
+//! u16 slots, u16 free, and from 8 on a bitmap in which 1 is free.
+//!
+//! | offset in the header | type | meaning | how sure |
+//! | --- | --- | --- | --- |
+//! | 0x000 | u32 | version, 0xF50001 or 0xFDC001 | real images, sources |
+//! | 0x004 | u32 | entries, `.` and `..` included | real images |
+//! | 0x00C, 0x010 | u32, u32\[128\] | blocks of the allocation map | real images |
+//! | 0x5F8 | u32\[16001\] | hash table of locations | real images |
+//!
+//! | entry of 288 bytes | type | meaning | how sure |
+//! | --- | --- | --- | --- |
+//! | 0x00, 0x04, 0x08 | u32 | type, descriptor, generation | real images |
+//! | 0x0C | u32 | low half of the name's hash | real images |
+//! | 0x10 | u64 | own offset in the folder | real images |
+//! | 0x18 | 256 | name | real images |
+//!
+//! The map has a nibble a block, the high one first: bits 0–1 its type (1 entries, 2 links, 3 map), bit 2 free slots
+//! left, bit 3 never written. A location is type, block (bits 2–23) and slot (24–31). A group of links has 84 bytes:
+//! u16 slot of the table, u8 links, u8 free ones, 12 links of location and 16 bits of the hash, and the location of
+//! the next group at 0x4E.
+//!
+//! Listing walks the map; finding a name goes through the hash table. The two are checked against each other and
+//! against the entries, which know their own place and hash, so that either can be lost.
+
+use super::address::FdAddress;
+use super::file::File;
+use super::hash;
+use super::header::Header;
+use super::volume::{Space, Volume};
+use crate::error::Error;
+use crate::layer::{Layer, Place, Trust};
+use crate::memo::Block;
+use crate::note::Finding;
+use crate::num::{narrow, wide};
+use crate::read::{Seen, read_block, read_vec};
+use byteorder::{ByteOrder, LittleEndian};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+/// Bytes of an entry on VMFS5.
+const ENTRY5: u64 = 140;
+/// Bytes of an entry on VMFS6.
+const ENTRY6: u64 = 288;
+/// Where blocks start on VMFS6.
+const BLOCKS_AT: u64 = 0x1_0000;
+/// Bytes of the header of a block.
+const BLOCK_HEADER: u64 = 64;
+/// Bytes of the bitmap in it.
+const BITMAP: usize = 56;
+const VERSION: u32 = 0xF5_0001;
+const VERSION_DEBUG: u32 = 0xFD_C001;
+const TABLE_AT: u64 = 0x5F8;
+const MAX_MAPS: u64 = 128;
+/// A location has 22 bits for the block.
+const MAX_BLOCKS: u64 = 1 << 22;
+/// Bytes of a group of links.
+const GROUP: u64 = 0x54;
+const LINKS: u64 = 12;
+/// Groups that a lookup follows: room for 49,000 names in one slot.
+const MAX_GROUPS: usize = 4096;
+/// Marks a position in blocks that the map does not have.
+const HIDDEN: u64 = 1 << 40;
+
+const ENTRIES: u16 = 1;
+const MAP: u16 = 3;
+
+/// An entry of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dirent {
+    /// Name.
+    pub name: Vec<u8>,
+    /// Type, as on disk.
+    pub kind: u32,
+    /// Descriptor.
+    pub address: FdAddress,
+    /// Generation of the descriptor when the entry was made.
+    pub generation: u32,
+    /// Where the entry lies in the folder.
+    pub at: u64,
+    /// The position behind it.
+    pub next: u64,
+}
+
+/// Takes entries and what is wrong between them.
+pub type Taker<'s> = &'s mut dyn FnMut(Result<Dirent, Finding>) -> ControlFlow<()>;
+
+/// A folder, opened.
+#[derive(Clone, Debug)]
+pub struct Folder {
+    space: Arc<Space>,
+    file: File,
+    address: FdAddress,
+}
+
+impl Folder {
+    /// The folder of a descriptor.
+    pub fn open(volume: &Volume, address: FdAddress) -> Result<Self, Error> {
+        let descriptor = volume.descriptor(address)?;
+        if descriptor.node_kind() != crate::tree::Kind::Dir {
+            return Err(Error::NotFolder);
+        }
+        Ok(Self { space: Arc::clone(&volume.space), file: volume.file(descriptor), address })
+    }
+
+    /// The entries behind position `from`, without `.` and `..`.
+    pub fn list(&self, from: u64, taker: Taker<'_>) {
+        let _ = if self.space.header.is_six() { self.list6(from, taker) } else { self.list5(from, taker) };
+    }
+
+    /// The entry of a name.
+    #[must_use]
+    pub fn find(&self, name: &[u8]) -> Option<Dirent> {
+        if name == b"." || name == b".." {
+            return None;
+        }
+        if self.space.header.is_six() {
+            // Where the table contradicts itself or can't be read, the entries may still be there.
+            if let Ok(found) = self.find_by_hash(name) {
+                return found;
+            }
+        }
+        let mut found = None;
+        self.list(0, &mut |entry| match entry {
+            Ok(entry) if entry.name == name => {
+                found = Some(entry);
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Continue(()),
+        });
+        found
+    }
+
+    fn finding(&self, code: &'static str, at: u64, len: u64, text: &str) -> Finding {
+        let text = format!("folder {}: {text}", self.address);
+        let at = match self.file.run(at.min(self.file.len().saturating_sub(1)), 1).place {
+            Place::Below { offset, .. } => self.space.physical(offset),
+            _ => self.space.physical(self.file.descriptor().at),
+        };
+        Finding::new(code, at..at.saturating_add(len), Trust::Doubtful, text)
+    }
+
+    // VMFS5
+
+    fn list5(&self, from: u64, taker: Taker<'_>) -> ControlFlow<()> {
+        /// Entries read at once: about 16 KiB.
+        const CHUNK: u64 = 117;
+        let count = self.file.len().checked_div(ENTRY5).unwrap_or(0);
+        let mut index = from;
+        while index < count {
+            let at = index.saturating_mul(ENTRY5);
+            let run = self.file.run(at, self.file.len().saturating_sub(at));
+            let whole = run.len.checked_div(ENTRY5).unwrap_or(0);
+            if !matches!(run.place, Place::Below { .. }) && whole > 0 {
+                taker(Err(self.finding("VMFS-DIR-GAP", at, run.len, &format!("{whole} entries can't be had"))))?;
+                index = index.saturating_add(whole);
+                continue;
+            }
+            let take = count.saturating_sub(index).min(CHUNK);
+            let (bytes, seen) = read_vec(&self.file, at, narrow(take.saturating_mul(ENTRY5)));
+            for raw in bytes.chunks_exact(narrow(ENTRY5)) {
+                let at = index.saturating_mul(ENTRY5);
+                index = index.saturating_add(1);
+                if is_cut(&seen, at, ENTRY5) {
+                    taker(Err(self.finding("VMFS-DIR-GAP", at, ENTRY5, "an entry can't be had")))?;
+                    continue;
+                }
+                let Some((kind, address, generation)) = numbers(raw).filter(|(_, address, _)| *address != 0) else {
+                    continue;
+                };
+                let name = until_zero(raw.get(12..).unwrap_or_default());
+                if name == b"." || name == b".." {
+                    continue;
+                }
+                if let Some(address) = FdAddress::of(address).filter(|_| !name.is_empty()) {
+                    let name = name.to_vec();
+                    taker(Ok(Dirent { name, kind, address, generation, at, next: index }))?;
+                } else {
+                    let text = format!("an entry with descriptor {address:#x} and a name of {} bytes", name.len());
+                    taker(Err(self.finding("VMFS-DIR-ENTRY", at, ENTRY5, &text)))?;
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    // VMFS6
+
+    fn blocks(&self) -> u64 {
+        let blocks = self.file.len().saturating_sub(BLOCKS_AT).checked_div(self.space.header.md).unwrap_or(0);
+        blocks.min(MAX_BLOCKS)
+    }
+
+    fn block_at(&self, block: u64) -> u64 {
+        BLOCKS_AT.saturating_add(block.saturating_mul(self.space.header.md))
+    }
+
+    /// The header of the folder, from the cache.
+    fn head(&self) -> Arc<Block> {
+        let len = narrow(self.file.len().min(BLOCKS_AT));
+        self.space.folders.get(u64::from(self.address.0), || read_block(&self.file, 0, len))
+    }
+
+    fn list6(&self, from: u64, taker: Taker<'_>) -> ControlFlow<()> {
+        let head = self.head();
+        let map = Map::new(&self.space.header, head.good());
+        if map.is_none() {
+            taker(Err(self.finding("VMFS-DIR-HEAD", 0, TABLE_AT, "the header can't be used, all blocks are tried")))?;
+        }
+        let blocks = self.blocks();
+        if from < HIDDEN {
+            self.list_blocks(map.as_ref(), from..blocks << 8, false, taker)?;
+        }
+        // Entries that the header counts and the map does not show: look into all other blocks.
+        let Some(map) = map else { return ControlFlow::Continue(()) };
+        if self.used(&map) < map.entries.saturating_sub(2) {
+            if from < HIDDEN {
+                let text = format!("its map shows fewer entries than its header counts, {}", map.entries);
+                taker(Err(self.finding("VMFS-DIR-MAP", 0, TABLE_AT, &text)))?;
+            }
+            let from = if from < HIDDEN { 0 } else { from & !HIDDEN };
+            self.list_blocks(Some(&map), from..blocks << 8, true, taker)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Used slots of all blocks that the map has as blocks of entries.
+    fn used(&self, map: &Map) -> u64 {
+        let mut used: u64 = 0;
+        let mut state = None;
+        for block in 0..self.blocks() {
+            if map.kind(self, block, &mut state) != Some(ENTRIES) {
+                continue;
+            }
+            let (bytes, _) = read_vec(&self.file, self.block_at(block), narrow(BLOCK_HEADER));
+            let header = BlockHeader::new(&bytes, self.slots());
+            used = used.saturating_add(header.map_or(0, BlockHeader::used));
+        }
+        used
+    }
+
+    /// Entries that fit into a block.
+    fn slots(&self) -> u64 {
+        self.space.header.md.saturating_sub(BLOCK_HEADER).checked_div(ENTRY6).unwrap_or(0)
+    }
+
+    /// Lists blocks of entries. Positions are block times 256 plus slot. Without a map all blocks are tried; with
+    /// `hidden` those that the map does not have.
+    fn list_blocks(
+        &self,
+        map: Option<&Map>,
+        range: std::ops::Range<u64>,
+        hidden: bool,
+        taker: Taker<'_>,
+    ) -> ControlFlow<()> {
+        let mut block = range.start >> 8;
+        let mut first = range.start & 0xFF;
+        let mut state = None;
+        while block < range.end >> 8 {
+            let kind = map.and_then(|map| map.kind(self, block, &mut state));
+            if let Some(true) = state.as_mut().map(|state: &mut MapState| std::mem::take(&mut state.fresh_damage)) {
+                let at = state.as_ref().map_or(0, |state| state.at);
+                let text = "a block of its map can't be used, the blocks that it maps are tried";
+                taker(Err(self.finding("VMFS-DIR-MAP", at, BLOCK_HEADER, text)))?;
+            }
+            let expected = kind == Some(ENTRIES);
+            let wanted = match (map.is_some(), hidden) {
+                (false, _) => true,
+                (true, false) => expected || kind.is_none(),
+                (true, true) => kind.is_some() && !expected,
+            };
+            if wanted {
+                self.list_block(block, first, expected, hidden, taker)?;
+            }
+            first = 0;
+            block = block.saturating_add(1);
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn list_block(&self, block: u64, first: u64, expected: bool, hidden: bool, taker: Taker<'_>) -> ControlFlow<()> {
+        let at = self.block_at(block);
+        if !expected && !matches!(self.file.run(at, 1).place, Place::Below { .. }) {
+            return ControlFlow::Continue(());
+        }
+        let (bytes, seen) = read_vec(&self.file, at, narrow(self.space.header.md));
+        let header = BlockHeader::new(&bytes, self.slots()).filter(|_| !is_cut(&seen, at, BLOCK_HEADER));
+        if expected && (header.is_none() || !seen.is_whole()) {
+            let text = "a block of entries is damaged, its entries are taken by what they say of themselves";
+            taker(Err(self.finding("VMFS-DIR-BLOCK", at, self.space.header.md, text)))?;
+        }
+        for slot in first..self.slots() {
+            if header.is_some_and(|header| !header.is_used(slot)) {
+                continue;
+            }
+            let offset = at.saturating_add(BLOCK_HEADER).saturating_add(slot.saturating_mul(ENTRY6));
+            if is_cut(&seen, offset, ENTRY6) {
+                continue;
+            }
+            let mark = if hidden { HIDDEN } else { 0 };
+            let next = (block << 8 | slot).saturating_add(1) | mark;
+            match self.entry(&bytes, at, slot, next) {
+                Some((entry, true)) => taker(Ok(entry))?,
+                // It contradicts itself: shown where the map and the block say that it is there.
+                Some((entry, false)) if expected && header.is_some() => {
+                    let text = "an entry does not agree with its place or its hash";
+                    taker(Err(self.finding("VMFS-DIR-ENTRY", offset, ENTRY6, text)))?;
+                    taker(Ok(entry))?;
+                }
+                None if expected && header.is_some() => {
+                    let text = "an entry has no name or names no descriptor";
+                    taker(Err(self.finding("VMFS-DIR-ENTRY", offset, ENTRY6, text)))?;
+                }
+                _ => {}
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// The entry in a slot of a block, and whether its own offset and hash are right.
+    fn entry(&self, block: &[u8], block_at: u64, slot: u64, next: u64) -> Option<(Dirent, bool)> {
+        let start = BLOCK_HEADER.checked_add(slot.checked_mul(ENTRY6)?)?;
+        let raw = block.get(narrow(start)..narrow(start.checked_add(ENTRY6)?))?;
+        let (kind, address, generation) = numbers(raw)?;
+        let address = FdAddress::of(address)?;
+        let name = until_zero(raw.get(0x18..0x118)?).to_vec();
+        if name.is_empty() || name == b"." || name == b".." {
+            return None;
+        }
+        let at = block_at.checked_add(start)?;
+        let low = hash::hash(self.address, &name) & u64::from(u32::MAX);
+        let agrees = LittleEndian::read_u64(raw.get(0x10..0x18)?) == at
+            && u64::from(LittleEndian::read_u32(raw.get(0x0C..0x10)?)) == low;
+        Some((Dirent { name, kind, address, generation, at, next }, agrees))
+    }
+
+    /// Looks a name up. Absent only if the table is whole and says so.
+    fn find_by_hash(&self, name: &[u8]) -> Result<Option<Dirent>, Damaged> {
+        let head = self.head();
+        let map = Map::new(&self.space.header, head.good()).ok_or(Damaged)?;
+        let wanted = hash::slot(self.address, name);
+        let bits = hash::hash(self.address, name) >> 16 & 0xFFFF;
+        let table = head.good().get(narrow(TABLE_AT)..).unwrap_or_default();
+        let table = table.get(..narrow(hash::SLOTS.saturating_mul(4))).ok_or(Damaged)?;
+        let index = narrow(wanted.saturating_mul(4));
+        let location = Location(LittleEndian::read_u32(table.get(index..).unwrap_or(&[0; 4])));
+        if location.0 == 0 {
+            // A table without any location does not belong to a folder with entries.
+            let empty = table.iter().all(|byte| *byte == 0);
+            return if empty && map.entries > 2 { Err(Damaged) } else { Ok(None) };
+        }
+        let mut groups = Vec::new();
+        let mut open = vec![location];
+        while let Some(location) = open.pop() {
+            match location.kind() {
+                1 => {
+                    let entry = self.entry_of(location).ok_or(Damaged)?;
+                    if entry.name == name {
+                        return Ok(Some(entry));
+                    }
+                }
+                2 if groups.len() < MAX_GROUPS && !groups.contains(&location) => {
+                    groups.push(location);
+                    self.follow(location, wanted, bits, &mut open)?;
+                }
+                _ => return Err(Damaged),
+            }
+        }
+        Ok(None)
+    }
+
+    fn entry_of(&self, location: Location) -> Option<Dirent> {
+        if location.block() >= self.blocks() || location.slot() >= self.slots() {
+            return None;
+        }
+        let at = self.block_at(location.block());
+        let (bytes, seen) = read_vec(&self.file, at, narrow(self.space.header.md));
+        let header = BlockHeader::new(&bytes, self.slots())?;
+        let next = (location.block() << 8 | location.slot()).saturating_add(1);
+        let (entry, agrees) = self.entry(&bytes, at, location.slot(), next)?;
+        (agrees && header.is_used(location.slot()) && !is_cut(&seen, entry.at, ENTRY6)).then_some(entry)
+    }
+
+    /// Adds the links of a group that can lead to the name, and the next group.
+    fn follow(&self, group: Location, wanted: u64, bits: u64, open: &mut Vec<Location>) -> Result<(), Damaged> {
+        let start = BLOCK_HEADER.saturating_add(group.slot().saturating_mul(GROUP));
+        if group.block() >= self.blocks() || start.saturating_add(GROUP) > self.space.header.md {
+            return Err(Damaged);
+        }
+        let at = self.block_at(group.block()).saturating_add(start);
+        let (bytes, seen) = read_vec(&self.file, at, narrow(GROUP));
+        let number = |at: u64, len: usize| {
+            let at = narrow(at);
+            bytes.get(at..at.saturating_add(len)).map_or(0, |bytes| LittleEndian::read_uint(bytes, len))
+        };
+        if !seen.is_whole() || number(0, 2) != wanted {
+            return Err(Damaged);
+        }
+        let location = |at| Location(u32::try_from(number(at, 4)).unwrap_or(0));
+        open.extend(Some(location(0x4E)).filter(|next| next.0 != 0));
+        for i in 0..LINKS {
+            let at = i.saturating_mul(6).saturating_add(6);
+            let link = location(at);
+            // A link to a further group can have any hash.
+            if link.0 != 0 && (number(at.saturating_add(4), 2) == bits || link.kind() == 2) {
+                open.push(link);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The hash table can't be believed.
+struct Damaged;
+
+/// A location in a folder, as on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Location(u32);
+
+impl Location {
+    fn kind(self) -> u32 {
+        self.0 & 3
+    }
+
+    fn block(self) -> u64 {
+        u64::from(self.0 >> 2 & 0x3F_FFFF)
+    }
+
+    fn slot(self) -> u64 {
+        u64::from(self.0 >> 24)
+    }
+}
+
+/// The header of a block of entries.
+#[derive(Clone, Copy)]
+struct BlockHeader {
+    slots: u64,
+    free: [u8; BITMAP],
+}
+
+impl BlockHeader {
+    fn new(bytes: &[u8], most: u64) -> Option<Self> {
+        let kind = LittleEndian::read_u16(bytes.get(2..4)?);
+        let slots = u64::from(LittleEndian::read_u16(bytes.get(4..6)?));
+        (kind == ENTRIES && (1..=most).contains(&slots)).then_some(())?;
+        let mut free = [0; BITMAP];
+        free.copy_from_slice(bytes.get(8..BITMAP.checked_add(8)?)?);
+        Some(Self { slots, free })
+    }
+
+    fn is_used(self, slot: u64) -> bool {
+        slot < self.slots && self.free.get(narrow(slot >> 3)).is_some_and(|byte| byte >> (slot & 7) & 1 == 0)
+    }
+
+    fn used(self) -> u64 {
+        wide((0..self.slots).filter(|slot| self.is_used(*slot)).count())
+    }
+}
+
+/// What the folder's header says of its allocation map.
+struct Map {
+    entries: u64,
+    blocks: Vec<u64>,
+    per_block: u64,
+}
+
+/// The block of the map that was asked last.
+struct MapState {
+    index: u64,
+    at: u64,
+    nibbles: Option<Vec<u8>>,
+    /// It can't be used, and nobody was told yet.
+    fresh_damage: bool,
+}
+
+impl Map {
+    fn new(header: &Header, head: &[u8]) -> Option<Self> {
+        let word = |at: u64| {
+            let at = narrow(at);
+            Some(LittleEndian::read_u32(head.get(at..at.checked_add(4)?)?))
+        };
+        let version = word(0)?;
+        let maps = u64::from(word(0xC)?);
+        if (version != VERSION && version != VERSION_DEBUG) || maps > MAX_MAPS {
+            return None;
+        }
+        let blocks = (0..maps).map(|i| word(i.saturating_mul(4).saturating_add(0x10)).map(u64::from));
+        Some(Self {
+            entries: u64::from(word(4)?),
+            blocks: blocks.collect::<Option<_>>()?,
+            per_block: header.md.saturating_sub(BLOCK_HEADER).saturating_mul(2),
+        })
+    }
+
+    /// Type of a block; 0 for one that holds nothing. `None` if the map can't be had.
+    fn kind(&self, folder: &Folder, block: u64, state: &mut Option<MapState>) -> Option<u16> {
+        let index = block.checked_div(self.per_block)?;
+        // Blocks behind the last map were never allocated.
+        let Some(map) = self.blocks.get(narrow(index)) else { return Some(0) };
+        if state.as_ref().is_none_or(|state| state.index != index) {
+            let at = folder.block_at(*map);
+            let nibbles = Self::load(folder, *map);
+            let fresh_damage = nibbles.is_none();
+            *state = Some(MapState { index, at, nibbles, fresh_damage });
+        }
+        let nibbles = state.as_ref()?.nibbles.as_ref()?;
+        let within = block.checked_rem(self.per_block)?;
+        let byte = *nibbles.get(narrow(within >> 1))?;
+        let nibble = if within & 1 == 0 { byte >> 4 } else { byte & 0xF };
+        // "Never written" leaves whatever the block held before.
+        Some(if nibble & 8 == 0 { u16::from(nibble & 3) } else { 0 })
+    }
+
+    fn load(folder: &Folder, map: u64) -> Option<Vec<u8>> {
+        if map >= folder.blocks() {
+            return None;
+        }
+        let (mut bytes, seen) = read_vec(&folder.file, folder.block_at(map), narrow(folder.space.header.md));
+        let sound = seen.is_whole() && LittleEndian::read_u16(bytes.get(2..4)?) == MAP;
+        sound.then(|| bytes.split_off(narrow(BLOCK_HEADER)))
+    }
+}
+
+fn is_cut(seen: &Seen, at: u64, len: u64) -> bool {
+    seen.gaps.iter().any(|gap| gap.range.start < at.saturating_add(len) && at < gap.range.end)
+}
+
+/// The three numbers that any entry starts with.
+fn numbers(raw: &[u8]) -> Option<(u32, u32, u32)> {
+    let word = |at: usize| Some(LittleEndian::read_u32(raw.get(at..at.checked_add(4)?)?));
+    Some((word(0)?, word(4)?, word(8)?))
+}
+
+fn until_zero(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
+}

@@ -1,0 +1,285 @@
+//! The bytes of a file: its pointers, as a map.
+//!
+//! With `n` = offset / block size, the pointers lead to the data through none, one or two levels of pointer blocks
+//! of 1024 (VMFS5) or 8192 (VMFS6) pointers each. All combinations occur on real images, except large file blocks,
+//! blocks to be zeroed and blocks shared for copy on write, which are known from sources only.
+//!
+//! **A zero does not end an array.** It is a hole as long as all that it could have mapped, and a thin disk of
+//! 69 GiB can have its only pointer in slot 42.
+
+use super::address::{Address, Block as FileBlock};
+use super::descriptor::{Descriptor, Shape};
+use super::volume::{Pools, Space};
+use crate::adapt::below;
+use crate::layer::{Layer, Place, Run, Trust, Why};
+use crate::memo::Block;
+use crate::num::{narrow, wide};
+use byteorder::{ByteOrder, LittleEndian};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A file of a volume, as a layer.
+#[derive(Clone)]
+pub struct File {
+    space: Arc<Space>,
+    pools: Arc<Pools>,
+    descriptor: Descriptor,
+    top: Table,
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "File({}, {} bytes)", self.descriptor.address, self.descriptor.len)
+    }
+}
+
+/// An array of pointers and where it lies in the volume.
+#[derive(Clone)]
+struct Table {
+    at: u64,
+    block: Arc<Block>,
+}
+
+impl Table {
+    fn pointer(&self, index: u64, width: u64) -> Option<u64> {
+        let start = narrow(index.checked_mul(width)?);
+        let width = narrow(width);
+        Some(LittleEndian::read_uint(self.block.bytes.get(start..start.checked_add(width)?)?, width))
+    }
+}
+
+/// Where one pointer to data leads.
+enum Target {
+    Hole,
+    /// Bytes of the volume, as many as there are.
+    Volume {
+        at: u64,
+        len: u64,
+        trust: Trust,
+    },
+    Zero(Trust),
+    Bad,
+}
+
+fn shl(n: u64, shift: u32) -> u64 {
+    1_u64.checked_shl(shift).map_or(u64::MAX, |size| n.saturating_mul(size))
+}
+
+fn shr(n: u64, shift: u32) -> u64 {
+    n.checked_shr(shift).unwrap_or(0)
+}
+
+fn rem(n: u64, shift: u32) -> u64 {
+    n & 1_u64.checked_shl(shift).map_or(u64::MAX, |size| size.saturating_sub(1))
+}
+
+impl File {
+    /// The content of a descriptor.
+    #[must_use]
+    pub fn new(space: Arc<Space>, pools: Arc<Pools>, mut descriptor: Descriptor) -> Self {
+        if descriptor.links == 0 {
+            // What a deleted file's pointers name may have been given away since.
+            descriptor.trust = descriptor.trust.max(Trust::Inferred);
+        }
+        let bytes = std::mem::take(&mut descriptor.pointers);
+        let top =
+            Table { at: descriptor.pointers_at, block: Arc::new(Block { bytes, fault: None, trust: Trust::Sound }) };
+        Self { space, pools, descriptor, top }
+    }
+
+    /// The descriptor, without its pointers.
+    #[must_use]
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Believes the whole file at most as much as `trust`.
+    #[must_use]
+    pub fn trusted(mut self, trust: Trust) -> Self {
+        self.descriptor.trust = self.descriptor.trust.max(trust);
+        self
+    }
+
+    fn mapped(&self, at: u64, want: u64, levels: u32, shift: u32) -> Run<'_> {
+        let width = self.space.header.width.bytes();
+        let fan = self.space.header.fan_shift;
+        let mut table = self.top.clone();
+        let mut level = levels;
+        let mut trust = self.descriptor.trust;
+        loop {
+            // What one pointer of this table spans, and which of its pointers it is.
+            let span = shift.saturating_add(level.saturating_mul(fan));
+            let index = shr(at, span);
+            let index = if level == levels { index } else { rem(index, fan) };
+            let rest = shl(1, span).saturating_sub(rem(at, span));
+            let pointer_at = table.at.saturating_add(index.saturating_mul(width));
+            let Some(raw) = table.pointer(index, width) else {
+                // Longer than the descriptor has room to map.
+                return Run { trust, ..Run::lost(want, Why::Unmapped, self.descriptor.at) };
+            };
+            if raw == 0 {
+                let more = self.count(&table, index, want.saturating_sub(rest.min(want)), span, |next| next == 0);
+                let len = rest.saturating_add(shl(more, span)).min(want);
+                return Run { len, place: Place::Hole, trust };
+            }
+            let Some(below) = level.checked_sub(1) else {
+                let slot = Slot { table: &table, index, pointer_at, trust, shift };
+                return self.data(raw, at, want.min(rest), want, &slot);
+            };
+            let found = self.pools.table(self.space.header.width.decode(raw));
+            let Some((position, block)) = found.and_then(|(pool, offset)| self.space.table(pool, offset)) else {
+                return Run { trust, ..Run::lost(rest.min(want), Why::Unmapped, pointer_at) };
+            };
+            trust = trust.max(block.trust);
+            table = Table { at: position, block };
+            level = below;
+        }
+    }
+
+    /// How many pointers behind `index` also pass, as far as `want` goes.
+    fn count(&self, table: &Table, index: u64, want: u64, span: u32, passes: impl Fn(u64) -> bool) -> u64 {
+        let width = self.space.header.width.bytes();
+        let most = shr(want, span).saturating_add(u64::from(rem(want, span) != 0));
+        let mut count: u64 = 0;
+        while count < most {
+            let next = index.saturating_add(count).saturating_add(1);
+            if !table.pointer(next, width).is_some_and(&passes) {
+                break;
+            }
+            count = count.saturating_add(1);
+        }
+        count
+    }
+
+    /// The run of a pointer to data: `want` bytes of its own, or `most` with those of the pointers behind it.
+    fn data(&self, raw: u64, at: u64, want: u64, most: u64, slot: &Slot<'_>) -> Run<'_> {
+        let into = rem(at, slot.shift);
+        let start = at.saturating_sub(into);
+        let header = &self.space.header;
+        if let Address::Sub(spot) = header.width.decode(raw) {
+            let pool = self.pools.sbc.as_ref();
+            let found = pool.and_then(|pool| Some((pool, pool.body(spot)?))).filter(|(pool, _)| into < pool.size);
+            let Some((pool, body)) = found else {
+                return Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) };
+            };
+            let run = pool.run(body.saturating_add(into), want.min(pool.size.saturating_sub(into)));
+            return Run { trust: run.trust.max(slot.trust), ..run };
+        }
+        match self.target(raw, start, slot.shift) {
+            Target::Volume { at: target, len, trust } if into < len => {
+                let mut run_len = want.min(len.saturating_sub(into));
+                // Neighbours that go on where this block ends make one run.
+                if run_len == want && len == shl(1, slot.shift) {
+                    let mut next = target;
+                    let mut index = slot.index;
+                    while run_len < most {
+                        next = next.saturating_add(len);
+                        index = index.saturating_add(1);
+                        let pointer = slot.table.pointer(index, header.width.bytes()).unwrap_or_default();
+                        let file_at = start.saturating_add(next.saturating_sub(target));
+                        match self.target(pointer, file_at, slot.shift) {
+                            Target::Volume { at: found, len: found_len, trust: found_trust }
+                                if found == next && found_len == len && found_trust == trust =>
+                            {
+                                run_len = run_len.saturating_add(len).min(most);
+                            }
+                            _ => break,
+                        }
+                    }
+                }
+                let place = Place::Below { layer: &*self.space.lv, offset: target.saturating_add(into) };
+                Run { len: run_len, place, trust: slot.trust.max(trust) }
+            }
+            Target::Zero(trust) => Run { len: want, place: Place::Zero, trust: slot.trust.max(trust) },
+            Target::Hole => Run { len: want, place: Place::Hole, trust: slot.trust },
+            Target::Volume { .. } | Target::Bad => {
+                Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) }
+            }
+        }
+    }
+
+    /// Where a pointer to a file block leads, for the slot that starts at `start` of the file.
+    fn target(&self, raw: u64, start: u64, shift: u32) -> Target {
+        let header = &self.space.header;
+        let (FileBlock { number, tbz, odd, .. }, size) = match header.width.decode(raw) {
+            Address::Hole => return Target::Hole,
+            Address::File(block) => (block, header.file_shift),
+            Address::Large(block) => (block, header.large_shift),
+            _ => return Target::Bad,
+        };
+        let Some(block_at) = number.checked_mul(shl(1, size)) else { return Target::Bad };
+        if block_at.checked_add(shl(1, size)).is_none_or(|end| end > self.space.lv.len()) {
+            return Target::Bad;
+        }
+        let trust = if odd { Trust::Doubtful } else { Trust::Sound };
+        if tbz != 0 {
+            // VMFS6 has a bit for each part of the block. Sources read the block as zeros if any is set; that
+            // unset ones keep data would be as plausible, and no image shows it.
+            let trust = match tbz {
+                _ if !header.is_six() => trust,
+                0xFF => trust.max(Trust::Inferred),
+                _ => Trust::Doubtful,
+            };
+            return Target::Zero(trust);
+        }
+        // A slot smaller than its block is the part of the block that the file's offset says.
+        let skip = rem(start, size);
+        let len = shl(1, size).saturating_sub(skip).min(shl(1, shift));
+        Target::Volume { at: block_at.saturating_add(skip), len, trust }
+    }
+
+    /// Calls `sink` with the place in the volume of every pointer block of the file. Breaks off where it says no.
+    pub fn tables(&self, sink: &mut dyn FnMut(Range<u64>) -> bool) {
+        let Shape::Mapped { levels, .. } = self.descriptor.shape else { return };
+        let width = self.space.header.width.bytes();
+        let mut open = vec![(self.top.clone(), levels)];
+        while let Some((table, level)) = open.pop() {
+            let Some(below) = level.checked_sub(1) else { continue };
+            let count = wide(table.block.bytes.len()).checked_div(width).unwrap_or(0);
+            for raw in (0..count).filter_map(|i| table.pointer(i, width)).filter(|raw| *raw != 0) {
+                let Some((pool, offset)) = self.pools.table(self.space.header.width.decode(raw)) else { continue };
+                let Some(at) = pool.position(offset) else { continue };
+                if !sink(at..at.saturating_add(pool.size.min(self.space.header.table_size()))) {
+                    return;
+                }
+                if below > 0
+                    && let Some((at, block)) = self.space.table(pool, offset)
+                {
+                    open.push((Table { at, block }, below));
+                }
+            }
+        }
+    }
+}
+
+/// Which pointer of which table.
+struct Slot<'a> {
+    table: &'a Table,
+    index: u64,
+    pointer_at: u64,
+    trust: Trust,
+    shift: u32,
+}
+
+impl Layer for File {
+    fn len(&self) -> u64 {
+        self.descriptor.len
+    }
+
+    fn run(&self, at: u64, want: u64) -> Run<'_> {
+        let fd = &self.descriptor;
+        match fd.shape {
+            Shape::Mapped { levels, shift } => self.mapped(at, want, levels, shift),
+            Shape::Elsewhere => Run::lost(want, Why::Absent, fd.content_at),
+            Shape::Resident => {
+                let offset = fd.content_at.saturating_add(at);
+                let run = match fd.content_len.saturating_sub(at) {
+                    0 => Run::lost(want, Why::Unmapped, fd.at),
+                    inside => below(&*self.space.lv, offset, want.min(inside)),
+                };
+                Run { trust: fd.trust, ..run }
+            }
+        }
+    }
+}

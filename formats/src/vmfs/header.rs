@@ -1,0 +1,250 @@
+//! The volume's header, at 2 MiB of the logical volume.
+//!
+//! | offset | type | meaning | how sure |
+//! | --- | --- | --- | --- |
+//! | 0x000 | u32 | magic, 0x2FABF15E VMFS, 0x2FABF15F VMFS-L | real images |
+//! | 0x004 | u32, u8 | version: 14.81 VMFS5, 14.60 VMFS5-L, 24.82 VMFS6; 24 and more has the layout of VMFS6 | real images |
+//! | 0x009 | 16 | UUID, the name below /vmfs/volumes | real images |
+//! | 0x019 | u32 | config flags; 0x4 = dense sub-blocks | real images |
+//! | 0x01D | 128 | label | real images |
+//! | 0x0A1 | u64 | file block size; 512 KiB on small VMFS5, 1 MiB, up to 8 MiB on VMFS3 | real images, 8 MiB sources |
+//! | 0x0A9 | u32 | creation, Unix time | real images |
+//! | 0x0B1 | 16, u32 | UUID and snapshot id of the logical volume; zero without one | real images |
+//! | 0x0D1 | u32 | `.fdc.sf`: offset of its first cluster group | real images |
+//! | 0x0D5 | u32 | `.fdc.sf`: clusters in a group | real images |
+//! | 0x0D9 | u32 | sub-block size | real images |
+//! | 0x0E1 | u64, u32 | position and address of the descriptor of `.pb2.sf` | real images |
+//! | 0x105 | u64, u32 | position and address of the descriptor of `.sdd.sf` | real images |
+//! | 0x134 | u32 | alignment of metadata, VMFS6; 0 before | real images: 4096 |
+//! | 0x138 | u16 | log2 of large over small file block | real images: 9 |
+//!
+//! There is no second copy. The positions of the system files' descriptors follow from these numbers alone
+//! ([`Header::fixed`]), so that the resource files can be opened before any of them is.
+
+use super::address::{FdAddress, Spot, Width};
+use crate::error::Error;
+use crate::layer::Layer;
+use crate::num::round_up;
+use crate::record::Record;
+use binrw::BinRead;
+
+/// Where the header lies in the logical volume.
+pub const HEADER_AT: u64 = 0x20_0000;
+/// First bytes of a VMFS volume.
+pub const MAGIC: u32 = 0x2FAB_F15E;
+/// First bytes of a VMFS-L volume.
+pub const MAGIC_LOCAL: u32 = 0x2FAB_F15F;
+
+/// Heartbeats start here.
+const HEARTBEATS_AT: u64 = 0x30_0000;
+/// On VMFS3 and VMFS5 they end here.
+const HEARTBEATS_END: u64 = 0x40_0000;
+/// Config flag: sub-block numbers of six bits, and fixed places for all system files.
+const DENSE: u32 = 0x4;
+/// First version with 64-bit pointers.
+const VMFS6: u32 = 24;
+/// The span of a cluster of small file blocks on VMFS6, and of one large file block.
+const LARGE: u64 = 512 << 20;
+
+/// The header as on disk.
+#[derive(BinRead, Clone, Debug)]
+#[br(little)]
+#[expect(dead_code, reason = "the record as it is documented, of which not all is needed")]
+pub(super) struct RawHeader {
+    pub magic: u32,
+    pub major_version: u32,
+    pub minor_version: u8,
+    pub uuid: [u8; 16],
+    pub config: u32,
+    pub label: [u8; 128],
+    pub disk_block_size: u32,
+    pub file_block_size: u64,
+    pub creation_time: u32,
+    pub snapshot_id: u32,
+    pub lv_uuid: [u8; 16],
+    pub lv_snapshot_id: u32,
+    #[br(pad_before = 12)]
+    pub fdc_cluster_group_offset: u32,
+    pub fdc_clusters_per_group: u32,
+    pub sub_block_size: u32,
+    #[br(pad_before = 4)]
+    pub pb2_vol_addr: u64,
+    pub pb2_fd_addr: u32,
+    #[br(pad_before = 24)]
+    pub sdd_vol_addr: u64,
+    pub sdd_fd_addr: u32,
+    #[br(pad_before = 35)]
+    pub md_alignment: u32,
+    pub sfb_to_lfb_shift: u16,
+}
+
+impl Record for RawHeader {
+    const SIZE: usize = 0x13A;
+    const NAME: &'static str = "VMFS header";
+}
+
+/// A checked header.
+#[derive(Clone, Debug)]
+pub struct Header {
+    /// VMFS-L, the local kind of `ESXi`'s own partitions.
+    pub local: bool,
+    /// Major version, 24 and more is VMFS6.
+    pub major: u32,
+    /// Minor version.
+    pub minor: u8,
+    /// UUID.
+    pub uuid: [u8; 16],
+    /// Config flags.
+    pub config: u32,
+    /// Label.
+    pub label: Vec<u8>,
+    /// Creation, Unix time.
+    pub created: u32,
+    /// UUID of the logical volume.
+    pub lv_uuid: [u8; 16],
+    /// Snapshot id of the logical volume.
+    pub lv_snapshot_id: u32,
+    /// How pointers are written.
+    pub width: Width,
+    /// log2 of the file block size.
+    pub file_shift: u32,
+    /// log2 of the large file block size.
+    pub large_shift: u32,
+    /// log2 of the sub-block size.
+    pub sub_shift: u32,
+    /// Unit of metadata: a sector on VMFS5, 4 KiB and more on VMFS6.
+    pub md: u64,
+    /// log2 of how many pointers a pointer block has.
+    pub fan_shift: u32,
+    fdc_offset: u64,
+    fdc_clusters: u64,
+    pb2: (u64, FdAddress),
+    sdd: (u64, FdAddress),
+}
+
+impl Header {
+    /// Reads and checks the header of a logical volume.
+    pub fn load(lv: &dyn Layer) -> Result<Self, Error> {
+        let raw = RawHeader::load(lv, HEADER_AT)?;
+        if raw.magic != MAGIC && raw.magic != MAGIC_LOCAL {
+            return Err(Error::corrupt("VMFS header: magic", HEADER_AT, format!("{:#010x}", raw.magic)));
+        }
+        let bad = |what, offset: u64, found: String| Err(Error::corrupt(what, HEADER_AT.saturating_add(offset), found));
+        let six = raw.major_version >= VMFS6;
+        let file = raw.file_block_size;
+        if !file.is_power_of_two() || !(512 << 10..=8 << 20).contains(&file) {
+            return bad("VMFS header: file block size", 0xA1, format!("{file} (a power of two, 512 KiB to 8 MiB)"));
+        }
+        let sub = raw.sub_block_size;
+        if !sub.is_power_of_two() || !(1 << 10..=1 << 20).contains(&sub) {
+            return bad("VMFS header: sub-block size", 0xD9, format!("{sub} (a power of two, 1 KiB to 1 MiB)"));
+        }
+        let md = if six { u64::from(raw.md_alignment) } else { 512 };
+        if six && (!md.is_power_of_two() || !(4 << 10..=64 << 10).contains(&md)) {
+            return bad("VMFS header: metadata alignment", 0x134, format!("{md} (a power of two, 4 KiB to 64 KiB)"));
+        }
+        let (fdc_offset, fdc_clusters) =
+            (u64::from(raw.fdc_cluster_group_offset), u64::from(raw.fdc_clusters_per_group));
+        if fdc_offset > 16 << 20 || !(1..=1 << 16).contains(&fdc_clusters) {
+            let found = format!("group 0 at {fdc_offset:#x}, {fdc_clusters} clusters in a group");
+            return bad("VMFS header: .fdc.sf", 0xD1, found);
+        }
+        let fd = |raw, default| FdAddress::of(raw).unwrap_or(default);
+        let width = if six {
+            Width::Wide { per_cluster: LARGE.checked_div(file).unwrap_or(1) }
+        } else {
+            Width::Narrow { dense: raw.config & DENSE != 0 }
+        };
+        Ok(Self {
+            local: raw.magic == MAGIC_LOCAL,
+            major: raw.major_version,
+            minor: raw.minor_version,
+            uuid: raw.uuid,
+            config: raw.config,
+            label: raw.label.split(|byte| *byte == 0).next().unwrap_or_default().to_vec(),
+            created: raw.creation_time,
+            lv_uuid: raw.lv_uuid,
+            lv_snapshot_id: raw.lv_snapshot_id,
+            width,
+            file_shift: file.trailing_zeros(),
+            large_shift: file.trailing_zeros().saturating_add(u32::from(raw.sfb_to_lfb_shift.min(12))),
+            sub_shift: sub.trailing_zeros(),
+            md,
+            fan_shift: if six { 13 } else { 10 },
+            fdc_offset,
+            fdc_clusters,
+            pb2: (raw.pb2_vol_addr, fd(raw.pb2_fd_addr, FdAddress::PB2)),
+            sdd: (raw.sdd_vol_addr, fd(raw.sdd_fd_addr, FdAddress::SDD)),
+        })
+    }
+
+    /// Whether the layout is that of VMFS6.
+    #[must_use]
+    pub fn is_six(&self) -> bool {
+        matches!(self.width, Width::Wide { .. })
+    }
+
+    /// Bytes of a descriptor.
+    #[must_use]
+    pub fn descriptor_size(&self) -> u64 {
+        if self.is_six() { self.md.saturating_mul(2) } else { 2048 }
+    }
+
+    /// Bytes of a pointer block.
+    #[must_use]
+    pub fn table_size(&self) -> u64 {
+        self.width.bytes().checked_shl(self.fan_shift).unwrap_or_default()
+    }
+
+    /// Bytes of a cluster's header in a resource file: its lock, then its metadata.
+    #[must_use]
+    pub fn cluster_header_size(&self) -> u64 {
+        self.md.saturating_mul(2)
+    }
+
+    /// Where heartbeats lie.
+    #[must_use]
+    pub fn heartbeats(&self) -> std::ops::Range<u64> {
+        let end =
+            if self.is_six() { HEARTBEATS_AT.saturating_add(self.md.saturating_mul(1024)) } else { HEARTBEATS_END };
+        HEARTBEATS_AT..end
+    }
+
+    /// Where `.fdc.sf` starts.
+    #[must_use]
+    pub fn fdc_at(&self) -> u64 {
+        let unit = if self.is_six() { 1 << 20 } else { 1_u64.checked_shl(self.file_shift).unwrap_or_default() };
+        round_up(self.heartbeats().end, unit)
+    }
+
+    /// The descriptor of `.pb2.sf`, if the volume has one: one that was made as VMFS3 and upgraded keeps it where
+    /// the header says.
+    #[must_use]
+    pub fn pb2(&self) -> Option<FdAddress> {
+        match self.width {
+            Width::Wide { .. } => Some(FdAddress::PB2),
+            Width::Narrow { .. } => Some(self.pb2.1).filter(|_| self.pb2.0 != 0),
+        }
+    }
+
+    /// Where a descriptor lies whose place needs no resource file. All system files are such, and the root.
+    #[must_use]
+    pub fn fixed(&self, address: FdAddress) -> Option<u64> {
+        let dense = self.width != Width::Narrow { dense: false };
+        if !dense {
+            for (at, fd) in [self.pb2, self.sdd] {
+                if fd == address && at != 0 {
+                    return Some(at);
+                }
+            }
+        }
+        let Spot { cluster, resource } = address.spot();
+        let last = if dense { 10 } else { FdAddress::VH.spot().resource };
+        if cluster != 0 || resource > last {
+            return None;
+        }
+        let headers = self.fdc_clusters.saturating_mul(self.cluster_header_size());
+        let before = resource.saturating_mul(self.descriptor_size());
+        Some(self.fdc_at().saturating_add(self.fdc_offset).saturating_add(headers).saturating_add(before))
+    }
+}

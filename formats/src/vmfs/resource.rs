@@ -1,0 +1,286 @@
+//! Resource files: `.fdc.sf`, `.sbc.sf`, `.pbc.sf`, `.pb2.sf`, `.fbb.sf`, `.jbc.sf`.
+//!
+//! Each is an array of equal resources, grouped in clusters, grouped in cluster groups. A group starts with the
+//! headers of its clusters; the resources follow, unless the resources are the volume's file blocks.
+//!
+//! | offset in the file's header | type | meaning | how sure |
+//! | --- | --- | --- | --- |
+//! | 0x00, 0x04 | u32 | resources in a cluster, clusters in a group | real images |
+//! | 0x08 | u32 | offset of group 0 | real images |
+//! | 0x0C | u32 | bytes of a resource, 0 for file blocks | real images |
+//! | 0x10, 0x18 | u32 | bytes of a group, groups | real images |
+//! | 0x14, 0x1C | u32 | resources, low and high half | real images |
+//! | 0x20 | u32 | signature "rfmd", VMFS6 | real images |
+//! | 0x30 | u32 | bits of a resource in the bitmap, VMFS6 | real images |
+//! | 0x34 | u32 | offset of the header of the small file blocks, in `.fbb.sf` of VMFS6 | real images |
+//! | 0x38, 0x3C, 0x40 | u32 | parent's resources in a cluster, clusters in a group, bytes of a group | real images |
+//!
+//! | cluster metadata | VMFS5 | VMFS6 | how sure |
+//! | --- | --- | --- | --- |
+//! | number | 0x00 u32 | 0x18 u64 | real images |
+//! | resources, free ones | 0x04, 0x08 u32 | 0x20, 0x22 u16 | real images |
+//! | bitmap, 1 = free | 0x10 | 0x80 | real images |
+
+use super::address::{FdAddress, Spot};
+use super::descriptor::{RawLock, Shape, Type};
+use super::file::File;
+use super::header::Header;
+use super::volume::{Pools, Space};
+use crate::error::Error;
+use crate::layer::{Layer, Place, Run, Why};
+use crate::num::{narrow, wide};
+use crate::read::{read_block, read_exact};
+use crate::record::Record;
+use binrw::BinRead;
+use byteorder::{ByteOrder, LittleEndian};
+use std::sync::Arc;
+
+/// Signature of a resource file's header on VMFS6: "rfmd".
+const SIGNATURE: u32 = 0x7266_6D64;
+/// Signature of a cluster's metadata on VMFS6: "rcmd".
+const CLUSTER_SIGNATURE: u32 = 0x7263_6D64;
+/// Flag: the resources are parts of another file's resources.
+const CHILD: u32 = 0x2;
+
+/// The header of a resource file as on disk. Fields from 0x20 on are of VMFS6 only.
+#[derive(BinRead, Clone, Debug)]
+#[br(little)]
+#[expect(dead_code, reason = "the record as it is documented, of which not all is needed")]
+pub(super) struct RawResource {
+    pub resources_per_cluster: u32,
+    pub clusters_per_group: u32,
+    pub cluster_group_offset: u32,
+    pub resource_size: u32,
+    pub cluster_group_size: u32,
+    pub num_resources_lo: u32,
+    pub num_cluster_groups: u32,
+    pub num_resources_hi: u32,
+    pub signature: u32,
+    pub version: u32,
+    pub flags: u32,
+    pub affinity_per_cluster: u16,
+    pub affinity_per_resource: u16,
+    pub bits_per_resource: u32,
+    pub child_meta_offset: u32,
+    pub parent_resources_per_cluster: u32,
+    pub parent_clusters_per_group: u32,
+    pub parent_cluster_group_size: u32,
+}
+
+impl Record for RawResource {
+    const SIZE: usize = 0x44;
+    const NAME: &'static str = "VMFS resource file header";
+}
+
+/// A resource file, opened.
+#[derive(Clone, Debug)]
+pub struct Resource {
+    /// The file.
+    pub file: Arc<File>,
+    /// Resources in a cluster.
+    pub per_cluster: u64,
+    /// Clusters in a group.
+    pub per_group: u64,
+    /// Bytes of a resource; 0 where it is not in the file.
+    pub size: u64,
+    /// All resources.
+    pub total: u64,
+    /// Bits of a resource in the bitmap.
+    pub bits: u64,
+    /// Where the header of the resources lies that these are split into; 0 if they are not.
+    pub child_at: u64,
+    group_at: u64,
+    group_size: u64,
+    header_size: u64,
+    /// Clusters of the parent in one of its groups, times resources in a cluster, and bytes of the group.
+    parent: Option<(u64, u64, u64)>,
+    six: bool,
+}
+
+/// The state of one cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Where its header lies in the volume.
+    pub at: u64,
+    /// Which of its resources are free; as long as the cluster has resources.
+    pub free: Vec<bool>,
+    /// How many of them the header says are free.
+    pub free_count: u64,
+}
+
+impl Resource {
+    /// Opens a resource file by the fixed place of its descriptor, with the pools that were opened before it.
+    pub fn open(space: &Arc<Space>, pools: &Arc<Pools>, address: FdAddress) -> Result<Self, Error> {
+        let at = space.header.fixed(address).ok_or(Error::NotFound)?;
+        let fd = space.descriptor(at, address)?;
+        let mapped = matches!(fd.shape, Shape::Mapped { shift, .. } if shift == space.header.file_shift);
+        if fd.kind != Type::System || !mapped {
+            let found = format!("{:?} of {:?}, a system file of file blocks is wanted", fd.kind, fd.shape);
+            return Err(Error::corrupt("VMFS descriptor of a resource file", at, found));
+        }
+        let file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), fd));
+        Self::at(&space.header, file, 0)
+    }
+
+    /// The resources whose header lies at `at` of a file.
+    pub fn at(header: &Header, file: Arc<File>, at: u64) -> Result<Self, Error> {
+        let raw = RawResource::load(&*file, at)?;
+        let corrupt = |found: String| Err(Error::corrupt(RawResource::NAME, at, found));
+        if header.is_six() && raw.signature != SIGNATURE {
+            return corrupt(format!("signature {:#010x}", raw.signature));
+        }
+        let per_cluster = u64::from(raw.resources_per_cluster);
+        let per_group = u64::from(raw.clusters_per_group);
+        let bits = if header.is_six() { u64::from(raw.bits_per_resource.max(1)) } else { 1 };
+        // The bitmap has to fit between the metadata's start and its end.
+        let room = header.md.saturating_sub(if header.is_six() { 0x80 } else { 0x10 }).saturating_mul(8);
+        // `.pbc.sf` of VMFS6 has none at all: pointer blocks are sub-blocks there.
+        if per_cluster > 1 << 16
+            || !(1..=1 << 16).contains(&per_group)
+            || raw.resource_size > 64 << 20
+            || per_cluster.saturating_mul(bits) > room
+        {
+            return corrupt(format!(
+                "{per_cluster} resources of {} bytes, {bits} bits each, in a cluster, {per_group} clusters in a group",
+                raw.resource_size
+            ));
+        }
+        let parent = header.is_six() && raw.flags & CHILD != 0;
+        Ok(Self {
+            per_cluster,
+            per_group,
+            size: u64::from(raw.resource_size),
+            total: u64::from(raw.num_resources_hi) << 32 | u64::from(raw.num_resources_lo),
+            bits,
+            child_at: u64::from(raw.child_meta_offset),
+            group_at: u64::from(raw.cluster_group_offset),
+            group_size: u64::from(raw.cluster_group_size),
+            header_size: header.cluster_header_size(),
+            parent: parent.then(|| {
+                let clusters = u64::from(raw.parent_clusters_per_group);
+                let resources = clusters.saturating_mul(u64::from(raw.parent_resources_per_cluster));
+                (clusters, resources.max(1), u64::from(raw.parent_cluster_group_size))
+            }),
+            six: header.is_six(),
+            file,
+        })
+    }
+
+    /// Clusters, by what the header says and the file can have.
+    #[must_use]
+    pub fn clusters(&self) -> u64 {
+        let clusters = self.total.div_ceil(self.per_cluster.max(1));
+        clusters.min(self.file.len().checked_div(self.header_size).unwrap_or(0))
+    }
+
+    /// Cluster groups.
+    #[must_use]
+    pub fn groups(&self) -> u64 {
+        self.clusters().div_ceil(self.per_group.max(1))
+    }
+
+    /// Where a group starts in the file.
+    #[must_use]
+    pub fn group(&self, group: u64) -> u64 {
+        self.group_at.saturating_add(group.saturating_mul(self.group_size))
+    }
+
+    /// Bytes of the cluster headers that a group starts with.
+    #[must_use]
+    pub fn headers_len(&self) -> u64 {
+        self.per_group.saturating_mul(self.header_size)
+    }
+
+    /// Where a resource lies in the file, if all of it does.
+    #[must_use]
+    pub fn body(&self, spot: Spot) -> Option<u64> {
+        let group = spot.cluster.checked_div(self.per_group)?;
+        let cluster = spot.cluster.checked_rem(self.per_group)?;
+        let index = cluster.checked_mul(self.per_cluster)?.checked_add(spot.resource)?;
+        let at = self.group(group).checked_add(self.headers_len())?.checked_add(index.checked_mul(self.size)?)?;
+        let inside = at.checked_add(self.size)? <= self.file.len();
+        (spot.resource < self.per_cluster && self.size > 0 && inside).then_some(at)
+    }
+
+    /// Where the header of a cluster lies in the file, if all of it does.
+    #[must_use]
+    pub fn header(&self, cluster: u64) -> Option<u64> {
+        let at = if let Some((clusters, resources, group_size)) = self.parent {
+            // The header of the cluster that splits a large block is that block's resource in the parent.
+            let group = cluster.checked_div(resources)?.checked_mul(group_size)?;
+            let index = clusters.checked_add(cluster.checked_rem(resources)?)?;
+            self.group_at.checked_add(group)?.checked_add(index.checked_mul(self.header_size)?)?
+        } else {
+            let index = cluster.checked_rem(self.per_group)?.checked_mul(self.header_size)?;
+            self.group(cluster.checked_div(self.per_group)?).checked_add(index)?
+        };
+        (at.checked_add(self.header_size)? <= self.file.len()).then_some(at)
+    }
+
+    /// The run at `at` of the file. A hole in a resource file is damage.
+    #[must_use]
+    pub fn run(&self, at: u64, want: u64) -> Run<'_> {
+        let run = self.file.run(at, want);
+        match run.place {
+            Place::Hole | Place::Zero => Run::lost(run.len, Why::Unmapped, self.file.descriptor().at),
+            _ => run,
+        }
+    }
+
+    /// Where `at` of the file lies in the volume.
+    #[must_use]
+    pub fn position(&self, at: u64) -> Option<u64> {
+        match self.run(at, 1).place {
+            Place::Below { offset, .. } => Some(offset),
+            _ => None,
+        }
+    }
+
+    /// Reads and checks the state of a cluster.
+    pub fn cluster(&self, space: &Space, cluster: u64) -> Result<Cluster, Error> {
+        const NAME: &str = "VMFS cluster header";
+        let header = self.header(cluster).ok_or(Error::NotFound)?;
+        let lost = || {
+            let mut byte = [0];
+            match read_exact(&*self.file, header, &mut byte) {
+                Err(gap) => Error::Lost { what: NAME, gap },
+                Ok(_) => Error::corrupt(NAME, header, "it is not mapped"),
+            }
+        };
+        let at = self.position(header).ok_or_else(lost)?;
+        let block = space.clusters.get(at, || read_block(&*space.lv, at, narrow(self.header_size)));
+        let lock = RawLock::parse(block.good(), at)?;
+        if lock.at != at {
+            return Err(Error::corrupt("VMFS cluster header: position", at, format!("it says {:#x}", lock.at)));
+        }
+        let metadata = block.good().get(narrow(self.header_size >> 1)..).unwrap_or_default();
+        let field = |at: usize, len: usize| {
+            metadata.get(at..at.saturating_add(len)).map_or(0, |bytes| LittleEndian::read_uint(bytes, len))
+        };
+        let (number, free_count, bitmap_at) = if self.six {
+            if field(0x10, 4) != u64::from(CLUSTER_SIGNATURE) {
+                let found = format!("signature {:#010x}", field(0x10, 4));
+                return Err(Error::corrupt(NAME, at.saturating_add(self.header_size >> 1), found));
+            }
+            (field(0x18, 8), field(0x22, 2), 0x80)
+        } else {
+            (field(0, 4), field(8, 4), 0x10)
+        };
+        if number != cluster {
+            return Err(Error::corrupt("VMFS cluster header: number", at, format!("{number}, {cluster} is right")));
+        }
+        let bit = |i: u64| metadata.get(narrow(i >> 3)).is_some_and(|byte| byte >> (i & 7) & 1 == 1);
+        let start = u64::from(u8::try_from(bitmap_at).unwrap_or(u8::MAX)).saturating_mul(8);
+        let free = (0..self.per_cluster)
+            .map(|i| {
+                // The bitmap of small file blocks has a second half, 256 bytes behind the first.
+                let (half, i) = if self.parent.is_some() { (i >> 8, i & 0xFF) } else { (0, i) };
+                bit(start.saturating_add(half.saturating_mul(0x800)).saturating_add(i.saturating_mul(self.bits)))
+            })
+            .collect();
+        if wide(metadata.len()) < self.header_size >> 1 {
+            return Err(lost());
+        }
+        Ok(Cluster { at, free, free_count })
+    }
+}

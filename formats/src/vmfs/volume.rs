@@ -1,0 +1,205 @@
+//! A VMFS volume with its resource files.
+//!
+//! A pointer can lead into a resource file that is itself mapped by pointers. What keeps this from going round in
+//! circles is the order: `.pb2.sf`, `.pbc.sf`, `.sbc.sf`, then all others, and each may only use those before it.
+//! The order suffices, because the descriptors of all system files lie at fixed places.
+
+use super::address::{Address, FdAddress, Spot};
+use super::descriptor::{Descriptor, read_poisoned};
+use super::file::File;
+use super::header::Header;
+use super::lvm::Logical;
+use super::resource::Resource;
+use crate::error::Error;
+use crate::layer::{Bytes, Layer, Place, Trust};
+use crate::memo::{Block, Memo};
+use crate::note::Finding;
+use crate::num::narrow;
+use std::sync::Arc;
+
+/// What every file of a volume needs.
+#[derive(Debug)]
+pub struct Space {
+    /// The logical volume.
+    pub lv: Bytes,
+    /// What it is made of, if the image is of a device and not of the volume itself.
+    pub logical: Option<Arc<Logical>>,
+    /// Its header.
+    pub header: Header,
+    /// Pointer blocks, by their position in the volume.
+    pub tables: Memo,
+    /// Headers of clusters, by their position in the volume.
+    pub clusters: Memo,
+    /// Headers of folders, by the address of their descriptor.
+    pub folders: Memo,
+}
+
+impl Space {
+    /// The descriptor at `at`, which must be that of `address`.
+    pub fn descriptor(&self, at: u64, address: FdAddress) -> Result<Descriptor, Error> {
+        Descriptor::load(&*self.lv, &self.header, at, address)
+    }
+
+    /// Where `at` of the volume lies on its device.
+    #[must_use]
+    pub fn physical(&self, at: u64) -> u64 {
+        let run = self.logical.as_ref().filter(|lv| at < lv.len()).map(|lv| lv.run(at, 1).place);
+        if let Some(Place::Below { offset, .. }) = run { offset } else { at }
+    }
+
+    /// A table of pointers that lies in a resource file: its position in the volume, and its content.
+    #[must_use]
+    pub fn table(&self, resource: &Resource, at: u64) -> Option<(u64, Arc<Block>)> {
+        let position = resource.position(at)?;
+        let len = narrow(self.header.table_size());
+        let have = narrow(self.header.table_size().min(resource.size));
+        let block = self.tables.get(position, || {
+            let (mut bytes, seen) = read_poisoned(&*resource.file, at, have);
+            bytes.resize(len, 0xFF);
+            Block { bytes, fault: None, trust: seen.trust }
+        });
+        Some((position, block))
+    }
+}
+
+/// Resource files that pointers can lead into.
+#[derive(Clone, Debug, Default)]
+pub struct Pools {
+    /// `.pb2.sf`
+    pub pb2: Option<Resource>,
+    /// `.pbc.sf`
+    pub pbc: Option<Resource>,
+    /// `.sbc.sf`
+    pub sbc: Option<Resource>,
+}
+
+impl Pools {
+    /// Where a pointer block lies: the resource file and the offset there.
+    #[must_use]
+    pub fn table(&self, address: Address) -> Option<(&Resource, u64)> {
+        let (pool, spot) = match address {
+            Address::Pointer(spot) => (&self.pbc, spot),
+            Address::Pointer2(spot) => (&self.pb2, spot),
+            Address::Sub(spot) => (&self.sbc, spot),
+            _ => return None,
+        };
+        let pool = pool.as_ref()?;
+        Some((pool, pool.body(spot)?))
+    }
+}
+
+/// An opened volume.
+#[derive(Debug)]
+pub struct Volume {
+    /// What every file needs.
+    pub space: Arc<Space>,
+    /// What pointers lead into.
+    pub pools: Arc<Pools>,
+    /// `.fdc.sf`
+    pub fdc: Option<Resource>,
+    /// `.fbb.sf`: file blocks, or large file blocks on VMFS6.
+    pub fbb: Option<Resource>,
+    /// Small file blocks on VMFS6.
+    pub sfb: Option<Resource>,
+    /// `.jbc.sf` on VMFS6.
+    pub jbc: Option<Resource>,
+    /// What was seen on the way.
+    pub findings: Vec<Finding>,
+}
+
+impl Volume {
+    /// Opens the volume of a logical volume. A resource file that can't be opened costs what needs it.
+    pub fn load(lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Result<Self, Error> {
+        let header = Header::load(&**lv)?;
+        let space = Arc::new(Space {
+            lv: Bytes::clone(lv),
+            logical,
+            header,
+            tables: memo.share(),
+            clusters: memo.share(),
+            folders: memo.share(),
+        });
+        let mut findings = Vec::new();
+        let mut open = |pools: &Arc<Pools>, address: FdAddress, name: &str| {
+            Resource::open(&space, pools, address)
+                .map_err(|error| {
+                    let at = space.physical(space.header.fixed(address).unwrap_or_default());
+                    let range = at..at.saturating_add(space.header.descriptor_size());
+                    let text = format!("{name} can't be used: {error}");
+                    findings.push(Finding::new("VMFS-RESOURCE", range, Trust::Doubtful, text));
+                })
+                .ok()
+        };
+        let mut pools = Arc::new(Pools::default());
+        let pb2 = space.header.pb2().and_then(|address| open(&pools, address, ".pb2.sf"));
+        pools = Arc::new(Pools { pb2, ..Pools::default() });
+        let pbc = open(&pools, FdAddress::PBC, ".pbc.sf");
+        pools = Arc::new(Pools { pbc, ..(*pools).clone() });
+        let sbc = open(&pools, FdAddress::SBC, ".sbc.sf");
+        pools = Arc::new(Pools { sbc, ..(*pools).clone() });
+        let fdc = open(&pools, FdAddress::FDC, ".fdc.sf");
+        let fbb = open(&pools, FdAddress::FBB, ".fbb.sf");
+        let six = space.header.is_six();
+        let jbc = if six { open(&pools, FdAddress::JBC, ".jbc.sf") } else { None };
+        let mut sfb = None;
+        if let Some(fbb) = fbb.as_ref().filter(|fbb| six && fbb.child_at != 0) {
+            match Resource::at(&space.header, Arc::clone(&fbb.file), fbb.child_at) {
+                Ok(child) => sfb = Some(child),
+                Err(error) => {
+                    let at = space.physical(fbb.position(fbb.child_at).unwrap_or_default());
+                    findings.push(Finding::new("VMFS-RESOURCE", at..at, Trust::Doubtful, error.to_string()));
+                }
+            }
+        }
+        Ok(Self { space, pools, fdc, fbb, sfb, jbc, findings })
+    }
+
+    /// Where the descriptor of an address lies in the volume.
+    pub fn locate(&self, address: FdAddress) -> Result<u64, Error> {
+        if let Some(at) = self.space.header.fixed(address) {
+            return Ok(at);
+        }
+        let fdc = self.fdc.as_ref().ok_or_else(|| {
+            Error::corrupt("VMFS .fdc.sf", self.space.header.fdc_at(), "it can't be used, and so no descriptor in it")
+        })?;
+        self.locate_spot(fdc, address.spot())
+    }
+
+    fn locate_spot(&self, fdc: &Resource, spot: Spot) -> Result<u64, Error> {
+        let at = fdc.body(spot).ok_or(Error::NotFound)?;
+        let run = fdc.run(at, self.space.header.descriptor_size());
+        match run.place {
+            Place::Below { offset, .. } => Ok(offset),
+            Place::Lost(loss) => {
+                let range = at..at.saturating_add(run.len);
+                Err(Error::Lost { what: "VMFS descriptor in .fdc.sf", gap: crate::layer::Gap { range, loss } })
+            }
+            _ => Err(Error::NotFound),
+        }
+    }
+
+    /// The descriptor of an address.
+    pub fn descriptor(&self, address: FdAddress) -> Result<Descriptor, Error> {
+        self.space.descriptor(self.locate(address)?, address)
+    }
+
+    /// The content of a descriptor.
+    #[must_use]
+    pub fn file(&self, descriptor: Descriptor) -> File {
+        File::new(Arc::clone(&self.space), Arc::clone(&self.pools), descriptor)
+    }
+
+    /// Whether the bitmap says that a descriptor is free. `None` if the bitmap can't be had.
+    #[must_use]
+    pub fn is_free(&self, address: FdAddress) -> Option<bool> {
+        let Spot { cluster, resource } = address.spot();
+        let state = self.fdc.as_ref()?.cluster(&self.space, cluster).ok()?;
+        state.free.get(narrow(resource)).copied()
+    }
+
+    /// The logical volume.
+    #[must_use]
+    pub fn lv(&self) -> &dyn Layer {
+        &*self.space.lv
+    }
+}
