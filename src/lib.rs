@@ -4,5 +4,8 @@
 //! `vdrecover_formats`. Nothing in here can write to a source: no type that opens one has a way to.
 
 pub mod mapfile;
+pub mod mount;
 pub mod number;
 pub mod source;
+#[cfg(test)]
+mod testing;
