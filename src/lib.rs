@@ -11,6 +11,7 @@ pub mod export;
 pub mod health;
 pub mod locator;
 pub mod mapfile;
+pub mod mount;
 pub mod number;
 pub mod ordered;
 pub mod progress;
@@ -18,3 +19,5 @@ pub mod ranges;
 pub mod report;
 pub mod source;
 pub mod sweep;
+#[cfg(test)]
+mod testing;

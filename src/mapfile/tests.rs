@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::single_range_in_vec_init, reason = "tests")]
 use super::*;
+use crate::testing::skipped;
 use std::process::Command;
 
 const MAP: &str = "\
@@ -113,7 +114,7 @@ fn what_is_written_reads_the_same() {
 #[test]
 fn ddrescuelog_reads_what_is_written() {
     if Command::new("ddrescuelog").arg("--version").output().is_err() {
-        eprintln!("SKIPPED ddrescuelog_reads_what_is_written: ddrescuelog (Debian: gddrescue) is not installed");
+        skipped("ddrescuelog_reads_what_is_written: ddrescuelog (Debian: gddrescue) is not installed");
         return;
     }
     let dir = tempfile::tempdir().unwrap();

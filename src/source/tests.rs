@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::single_range_in_vec_init, reason = "tests")]
 use super::*;
+use crate::testing::skipped;
 use std::fs;
 use std::os::unix::fs::{FileExt, symlink};
 use tempfile::TempDir;
@@ -102,7 +103,7 @@ fn holes_are_in_the_map() {
     let holes: u64 =
         walk(&*source.bytes, 0..source.len).filter(|run| matches!(run.place, Place::Hole)).map(|run| run.len).sum();
     if holes == 0 {
-        eprintln!("SKIPPED holes_are_in_the_map: the file system of the temporary folder has no holes");
+        skipped("holes_are_in_the_map: the file system of the temporary folder has no holes");
         return;
     }
     assert!(holes >= (1 << 30) - (4 << 20), "{holes}");
@@ -125,7 +126,7 @@ fn a_huge_sparse_file_opens_at_once() {
     let path = dir.path().join("huge.img");
     // 15 TiB is what ext4 takes; a file system that takes less is none for this test.
     if fs::File::create(&path).unwrap().set_len(15 << 40).is_err() {
-        eprintln!("SKIPPED a_huge_sparse_file_opens_at_once: no files of 15 TiB here");
+        skipped("a_huge_sparse_file_opens_at_once: no files of 15 TiB here");
         return;
     }
     assert_eq!(opened(&path).len, 15 << 40);
@@ -154,7 +155,7 @@ fn a_block_device_tells_its_size() {
     let path = write(&dir, "disk.img", &pattern(1 << 20, 5));
     let output = std::process::Command::new("losetup").args(["-r", "-f", "--show"]).arg(&path).output();
     let Some(output) = output.ok().filter(|output| output.status.success()) else {
-        eprintln!("SKIPPED a_block_device_tells_its_size: losetup can't set up a loop device (needs root)");
+        skipped("a_block_device_tells_its_size: losetup can't set up a loop device (needs root)");
         return;
     };
     let device = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
