@@ -1,0 +1,2 @@
+//! `make-testdata`: writes the fixtures.
+fn main() {}
