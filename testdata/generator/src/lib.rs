@@ -28,6 +28,8 @@
 
 pub mod device;
 pub mod gpt;
+pub mod json;
+pub mod samples;
 pub mod vmfs;
 
 pub use device::Device;
