@@ -97,7 +97,26 @@ fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
             ),
         ]);
     }
-    let sub_block_pool = if spec.dense_sub_blocks { 64 } else { 16 };
+    // Observed: `.pbc.sf`, and `.sbc.sf` of 32 KiB sub-blocks, fill the 256 pointers of their descriptors.
+    let direct = 256 * spec.file_block_size;
+    let in_sub_blocks = if spec.dense_sub_blocks { 64 } else { 16 };
+    let sub_blocks = Resource::new(
+        Pool::SubBlock,
+        false,
+        (in_sub_blocks, 64, sub_block_size),
+        0,
+    );
+    let most_sub_blocks = if spec.dense_sub_blocks {
+        8192
+    } else {
+        sub_blocks.fitting(direct)
+    };
+    let pointer_blocks = Resource::new(Pool::PointerBlock, false, (16, 64, 4096), 0);
+    let most_pointer_blocks = pointer_blocks.fitting(direct.min(256 << 20));
+    let with = |mut resource: Resource, total| {
+        resource.total = total;
+        (resource.pool, resource)
+    };
     BTreeMap::from([
         pool(Pool::FileBlock, (200, 64, 0), blocks),
         pool(
@@ -106,17 +125,15 @@ fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
             spec.descriptors
                 .unwrap_or_else(|| scale(20352, 2048, 32, 200)),
         ),
-        pool(
-            Pool::SubBlock,
-            (sub_block_pool, 64, sub_block_size),
+        with(
+            sub_blocks,
             spec.sub_blocks
-                .unwrap_or_else(|| scale((64 << 20) / sub_block_size, sub_block_size, 32, 64)),
+                .unwrap_or_else(|| scale(most_sub_blocks, sub_block_size, 32, 64)),
         ),
-        pool(
-            Pool::PointerBlock,
-            (16, 64, 4096),
+        with(
+            pointer_blocks,
             spec.pointer_blocks
-                .unwrap_or_else(|| scale(64512, 4096, 16, 1024)),
+                .unwrap_or_else(|| scale(most_pointer_blocks, 4096, 16, 1024)),
         ),
         pool(
             Pool::PointerBlock2,

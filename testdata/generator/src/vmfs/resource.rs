@@ -95,6 +95,15 @@ impl Resource {
             + rest * self.size
     }
 
+    /// The most blocks that a resource file of `len` bytes holds.
+    pub(crate) fn fitting(&self, len: u64) -> u64 {
+        let headers = self.clusters_per_group * self.header_size();
+        let whole = (len - GROUPS_AT) / self.group_size();
+        let rest = (len - GROUPS_AT) % self.group_size();
+        whole * self.clusters_per_group * self.per_cluster
+            + rest.saturating_sub(headers) / self.size
+    }
+
     /// Position of block `n` inside the resource file.
     pub(crate) fn body_at(&self, n: u64) -> u64 {
         let (cluster, resource) = (n / self.per_cluster, n % self.per_cluster);
@@ -123,10 +132,6 @@ impl Resource {
 
     pub(crate) fn highest_used(&self) -> Option<u64> {
         self.used.last_key_value().map(|(&n, _)| n)
-    }
-
-    pub(crate) fn free_count(&self) -> u64 {
-        self.total - self.used.len() as u64
     }
 
     /// Whether `owner` may still be named in the cluster that holds block `n`.
@@ -383,6 +388,11 @@ mod tests {
         assert_eq!(six(Pool::PointerBlock2, (32, 8, 65536), 256), 0x102_0000);
         assert_eq!(six(Pool::Journal, (8, 4, 2 << 20), 128), 0x1003_0000);
         assert_eq!(six(Pool::LargeFileBlock, (16, 8, 8192), 4), 0x2_8000);
+        let fitting =
+            |geometry, len| Resource::new(Pool::SubBlock, false, geometry, 0).fitting(len);
+        assert_eq!(fitting((16, 64, 4096), 128 << 20), 0x7DF0);
+        assert_eq!(fitting((16, 64, 4096), 256 << 20), 64512);
+        assert_eq!(fitting((16, 64, 32768), 128 << 20), 0xFF6);
     }
 
     #[test]
