@@ -29,7 +29,10 @@
 pub mod device;
 pub mod gpt;
 pub mod json;
+pub mod qcow2;
 pub mod samples;
+pub mod vmdk;
 pub mod vmfs;
+pub mod vmx;
 
 pub use device::Device;
