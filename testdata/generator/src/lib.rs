@@ -27,6 +27,7 @@
 )]
 
 pub mod device;
+pub mod disks;
 pub mod gpt;
 pub mod json;
 pub mod qcow2;

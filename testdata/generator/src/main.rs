@@ -1,18 +1,20 @@
 //! `make-testdata`: writes the fixtures.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
-use vdrecover_testdata::samples;
+use vdrecover_testdata::{disks, samples};
 
 const USAGE: &str =
-    "usage: make-testdata samples -o DIR [NAME]   scenario datastores whose name contains NAME";
+    "usage: make-testdata samples -o DIR [NAME]   scenario datastores whose name contains NAME
+       make-testdata disks -o DIR            scenario disk images, and the raw disks in them";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let done = match args[..] {
         ["samples", "-o", dir] => samples::write(Path::new(dir), ""),
-        ["samples", "-o", dir, only] => samples::write(&PathBuf::from(dir), only),
+        ["samples", "-o", dir, only] => samples::write(Path::new(dir), only),
+        ["disks", "-o", dir] => disks::write(Path::new(dir)),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);
