@@ -26,9 +26,12 @@
     reason = "on-disk fields are narrower than the arithmetic, and the values are the generator's own"
 )]
 
+pub mod demo;
 pub mod device;
 pub mod disks;
 pub mod gpt;
+pub mod guest;
+pub mod iso;
 pub mod json;
 pub mod qcow2;
 pub mod samples;

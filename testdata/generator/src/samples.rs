@@ -457,7 +457,9 @@ pub fn expectation(about: &str, images: &[String], entries: &[Expected]) -> Json
     ])
 }
 
-fn entry(e: &Expected) -> Json {
+/// What a right reader finds for one path, as JSON.
+#[must_use]
+pub fn entry(e: &Expected) -> Json {
     let kind = match e.kind {
         FileType::Directory => "directory",
         FileType::File => "file",

@@ -33,7 +33,8 @@ pub(crate) fn names(six: bool) -> &'static [(u32, &'static str)] {
     if six { &ALL } else { &ALL[..8] }
 }
 
-fn uuid(seed: u32, part: u8) -> [u8; 16] {
+/// UUIDs begin with their time and end with the address of the host that made them.
+pub(crate) fn uuid(seed: u32, part: u8) -> [u8; 16] {
     let mut uuid = [0; 16];
     uuid[..4].copy_from_slice(&FORMAT_TIME.to_le_bytes());
     let mut state = u64::from(seed) << 8 | u64::from(part);

@@ -256,6 +256,12 @@ impl Vmfs {
         self.volume.read(lv, len)
     }
 
+    /// The volume's UUID, which is its name on a host.
+    #[must_use]
+    pub fn uuid(&self) -> String {
+        volume::uuid_text(format::uuid(self.spec.seed, 2))
+    }
+
     fn six(&self) -> bool {
         self.spec.version == Version::Six
     }
