@@ -119,7 +119,8 @@ pub struct Member {
 pub struct Want {
     /// What for.
     pub role: Role,
-    /// The id of the image wanted, or of its set.
+    /// The id of the image wanted, or of its set. `None` where the format has no ids, so that the name is all
+    /// there is to go by; an id that identifies nothing is given as it stands, and no image has it.
     pub id: Option<Vec<u8>>,
     /// What the image that wants it calls it: a name as written there, never followed as a path.
     pub hint: Option<Vec<u8>>,

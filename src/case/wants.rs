@@ -215,9 +215,14 @@ pub(super) fn parent(case: &Case, id: ItemId, want: &Want) -> Result<Parent, Str
             (Some(_), Some(_)) => {
                 Parent { item: other, trust: Trust::Doubtful, why: format!("named {name}, but the ids differ") }
             }
-            (Some(_), None) | (None, _) => {
-                let why = format!("named {name}; there is no id to check it by");
-                Parent { item: other, trust: Trust::Inferred, why }
+            (Some(_), None) => Parent {
+                item: other,
+                trust: Trust::Inferred,
+                why: format!("named {name}; there is no id to check it by"),
+            },
+            (None, _) => {
+                let trust = if named.exact { Trust::Sound } else { Trust::Inferred };
+                Parent { item: other, trust, why: format!("named {name}; the format has no ids") }
             }
         });
     }

@@ -119,7 +119,9 @@ fn parent(descriptor: &Descriptor) -> Option<Want> {
         Some(id) => id != b"ffffffff",
         None => hint.is_some(),
     };
-    has_parent.then(|| Want { role: Role::Parent, id: content_id(descriptor, "parentcid"), hint, len: None })
+    // The format has ids, so one is wanted, even where the text gives one that identifies nothing.
+    let id = Some(descriptor.content_id("parentcid").unwrap_or_default());
+    has_parent.then(|| Want { role: Role::Parent, id, hint, len: None })
 }
 
 /// The file of an extent, if it has one that may be read.
