@@ -18,7 +18,7 @@ mod name;
 mod point;
 mod xattr;
 
-pub use background::{Background, Started};
+pub use background::{Background, Started, is_child};
 
 use anyhow::{Context, Result, anyhow};
 use fuser::{Config, MountOption, Session, SessionACL, SessionUnmounter};

@@ -34,6 +34,8 @@ struct HostNode {
 impl Folder {
     /// Reads the names in `path`, and with `deep` those in the folders below.
     pub(super) fn open(path: &Path, deep: bool, sources: Arc<Sources>) -> io::Result<Self> {
+        // Absolute: a mount in the background leaves the folder that it was started in.
+        let path = &path.canonicalize()?;
         let meta = fs::metadata(path)?;
         let mut nodes = vec![HostNode { path: path.to_owned(), meta, children: Vec::new() }];
         let mut todo = vec![(0, 0)];

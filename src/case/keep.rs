@@ -1,10 +1,21 @@
-//! What a case folder keeps.
+//! What a case folder keeps: sweeps, so that a device is read from end to end once.
+//!
+//! A sweep holds for an input with the same path, length and time of change. Whatever else is in the file, or
+//! is not, means that the device is swept again.
 
 use crate::progress::Progress;
 use crate::source::Source;
-use std::path::Path;
+use crate::sweep::{SweepOptions, sweep as pass};
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 use vdrecover_formats::format::Clue;
-use vdrecover_formats::{Bytes, Finding, Format};
+use vdrecover_formats::{Bytes, FORMATS, Finding, Format, Trust};
+
+/// Version of the kept file; another one is not read.
+const VERSION: u64 = 1;
 
 /// What a sweep saw.
 pub(super) struct Swept {
@@ -12,6 +23,112 @@ pub(super) struct Swept {
     pub(super) findings: Vec<Finding>,
 }
 
-pub(super) fn sweep(_: &Bytes, _: &Source, _: Option<&Path>, _: &Progress) -> Swept {
-    Swept { clues: Vec::new(), findings: Vec::new() }
+/// Makes the case folder. It may not be where the evidence is: nothing is written there.
+pub(super) fn prepare(folder: &Path, inputs: &[PathBuf]) -> Result<()> {
+    let exists = folder.exists();
+    let home = if exists { folder.canonicalize() } else { absolute(folder) };
+    let home = home.with_context(|| folder.display().to_string())?;
+    for input in inputs {
+        let Ok(input) = input.canonicalize() else { continue };
+        let holds = if input.is_dir() { input.as_path() } else { input.parent().unwrap_or(&input) };
+        if home.starts_with(holds) && !holds.starts_with("/dev") && holds != Path::new("/") {
+            bail!(
+                "{}: the case folder lies in {}, where the evidence is; name one elsewhere",
+                folder.display(),
+                holds.display()
+            );
+        }
+    }
+    fs::create_dir_all(folder).with_context(|| format!("{}: making the case folder", folder.display()))
+}
+
+/// Where a folder that does not exist yet will be.
+fn absolute(folder: &Path) -> std::io::Result<PathBuf> {
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let known = parent.ancestors().find(|known| known.exists()).unwrap_or(Path::new("."));
+    Ok(known.canonicalize()?.join(folder.strip_prefix(known).unwrap_or(folder)))
+}
+
+/// The clues on a disk of `source`: kept ones if they still hold, else those of a new pass, which is kept.
+pub(super) fn sweep(disk: &Bytes, source: &Source, folder: Option<&Path>, progress: &Progress) -> Swept {
+    let identity = identity(source);
+    let file = folder.map(|folder| folder.join(file_name(source)));
+    if let Some(clues) = file.as_deref().and_then(|file| load(file, &identity)) {
+        return Swept { clues, findings: Vec::new() };
+    }
+    let swept = pass(&**disk, FORMATS, &SweepOptions::default(), progress);
+    let mut findings = swept.findings;
+    if swept.lost_bytes > 0 {
+        let text = format!("{} bytes could not be read and were not searched", swept.lost_bytes);
+        findings.push(Finding::new("SWEEP-GAPS", 0..0, Trust::Inferred, text));
+    }
+    let clues: Vec<(&'static Format, Vec<Clue>)> = swept
+        .clues
+        .into_iter()
+        .filter(|(_, clues)| !clues.is_empty())
+        .filter_map(|(index, clues)| Some((*FORMATS.get(index)?, clues)))
+        .collect();
+    if let Some(file) = file
+        && findings.is_empty()
+        && swept.stopped_at.is_none()
+        && let Err(error) = save(&file, &identity, &clues)
+    {
+        let text = format!("the sweep could not be kept: {error:#}");
+        findings.push(Finding::new("CASE-KEEP", 0..0, Trust::Sound, text));
+    }
+    Swept { clues, findings }
+}
+
+/// What must be unchanged for a kept sweep to hold.
+fn identity(source: &Source) -> Value {
+    let changed = source.modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    json!({
+        "version": VERSION,
+        "program": env!("CARGO_PKG_VERSION"),
+        "path": source.path.display().to_string(),
+        "length": source.len,
+        "changed": changed.map(|time| time.as_nanos().to_string()),
+        "formats": FORMATS.iter().map(|format| format.name).collect::<Vec<_>>(),
+    })
+}
+
+fn file_name(source: &Source) -> String {
+    let path = source.path.canonicalize().unwrap_or_else(|_| source.path.clone());
+    let digest = crate::digest::sha256(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()));
+    format!("sweep-{}.json", &crate::digest::hex(&digest)[..16])
+}
+
+fn load(file: &Path, identity: &Value) -> Option<Vec<(&'static Format, Vec<Clue>)>> {
+    let kept: Value = serde_json::from_slice(&fs::read(file).ok()?).ok()?;
+    if kept.get("identity")? != identity {
+        return None;
+    }
+    let sets = kept.get("clues")?.as_array()?;
+    sets.iter()
+        .map(|set| {
+            let name = set.get("format")?.as_str()?;
+            let format = FORMATS.iter().find(|format| format.name == name)?;
+            let clues = set.get("clues")?.as_array()?.iter().map(clue).collect::<Option<Vec<_>>>()?;
+            Some((*format, clues))
+        })
+        .collect()
+}
+
+fn clue(kept: &Value) -> Option<Clue> {
+    let number = |at: usize| kept.get(at)?.as_u64();
+    Some(Clue { at: number(0)?, kind: u32::try_from(number(1)?).ok()?, len: number(2)?, value: number(3)? })
+}
+
+fn save(file: &Path, identity: &Value, clues: &[(&'static Format, Vec<Clue>)]) -> Result<()> {
+    let sets: Vec<Value> = clues
+        .iter()
+        .map(|(format, clues)| {
+            let clues: Vec<Value> =
+                clues.iter().map(|clue| json!([clue.at, clue.kind, clue.len, clue.value])).collect();
+            json!({"format": format.name, "clues": clues})
+        })
+        .collect();
+    let part = file.with_extension("part");
+    fs::write(&part, serde_json::to_vec(&json!({"identity": identity, "clues": sets}))?)?;
+    Ok(fs::rename(&part, file)?)
 }

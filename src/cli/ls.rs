@@ -253,7 +253,16 @@ fn mode_text(node: &Node) -> String {
         Kind::File | Kind::Stream | Kind::Xattr => '-',
     };
     let bit = |shift: u32, letter: char| if node.mode >> shift & 1 == 1 { letter } else { '-' };
-    let bits = (0..9).map(|at| bit(8 - at, ['r', 'w', 'x'][at as usize % 3]));
+    // Set-user-id, set-group-id and the sticky bit stand where the x of their group stands.
+    let special = |at: u32, letter: char| match (node.mode >> (11 - at / 3) & 1, letter) {
+        (0, letter) => letter,
+        (_, 'x') => if at == 8 { 't' } else { 's' },
+        (_, _) => if at == 8 { 'T' } else { 'S' },
+    };
+    let bits = (0..9).map(|at| {
+        let letter = bit(8 - at, ['r', 'w', 'x'][at as usize % 3]);
+        if at % 3 == 2 { special(at, letter) } else { letter }
+    });
     std::iter::once(kind).chain(bits).collect()
 }
 

@@ -67,9 +67,15 @@ impl Background {
     }
 }
 
+/// Whether this process was started by a [`Background`], to mount and to stay.
+#[must_use]
+pub fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
 /// In a process of the background: tells the one that waits, and lets go of its terminal and folder.
 pub(super) fn tell_ready() {
-    if std::env::var_os(CHILD).is_none() {
+    if !is_child() {
         return;
     }
     let mut out = std::io::stdout();
