@@ -1,1 +1,5 @@
-//! Volumes.
+//! Parts of devices.
+
+mod boot;
+pub mod gpt;
+pub mod mbr;
