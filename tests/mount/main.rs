@@ -5,7 +5,7 @@ mod tree;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -78,10 +78,7 @@ fn nothing_can_be_written() {
     assert_eq!(code(fs::remove_file(&small)), erofs);
     assert_eq!(code(fs::create_dir(dir.path().join("d"))), erofs);
     assert_eq!(code(fs::rename(&small, dir.path().join("other"))), erofs);
-    assert_eq!(
-        code(fs::set_permissions(&small, fs::Permissions::from(std::os::unix::fs::PermissionsExt::from_mode(0)))),
-        erofs
-    );
+    assert_eq!(code(fs::set_permissions(&small, fs::Permissions::from_mode(0o400))), erofs);
     let mounts = fs::read_to_string("/proc/mounts").unwrap();
     let line = mounts.lines().find(|line| line.contains(dir.path().to_str().unwrap())).unwrap();
     for option in ["fuse", "ro,", "nosuid", "nodev", "noexec", "vdrecover"] {
@@ -355,22 +352,24 @@ fn throughput() {
     if !can_mount("throughput") {
         return;
     }
-    let image = PathBuf::from(std::env::var_os("VDRECOVER_BENCH_FILE").expect("a file of about 1 GiB"));
+    let Some(image) = std::env::var_os("VDRECOVER_BENCH_FILE").map(PathBuf::from) else {
+        panic!("VDRECOVER_BENCH_FILE names no file to measure with");
+    };
     let source = vdrecover::source::open(&image, vdrecover_formats::Tag(0)).unwrap();
     let time = |label: &str, path: &Path| {
         for _ in 0..3 {
             let mut file = File::open(path).unwrap();
             let mut buf = vec![0; 1 << 20];
             let begun = Instant::now();
-            let mut total = 0;
+            let mut total = 0_u64;
             loop {
                 match file.read(&mut buf).unwrap() {
                     0 => break,
-                    count => total += count,
+                    count => total += count as u64,
                 }
             }
-            let rate = total as f64 / begun.elapsed().as_secs_f64() / f64::from(1 << 20);
-            println!("{label}: {rate:.0} MiB/s");
+            let rate = (u128::from(total) * 1_000_000 / begun.elapsed().as_micros().max(1)) >> 20;
+            println!("{label}: {rate} MiB/s");
         }
     };
     time("direct", &image);
