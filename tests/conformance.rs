@@ -1,0 +1,157 @@
+//! Real datastores, read beside dissect.vmfs, which runs as a process of its own.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod common;
+
+use common::{expect, records, skip, tool, unpacked, vdrecover};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use vdrecover::case::{Case, Options};
+use vdrecover::digest::{Hasher, hex};
+use vdrecover::progress::Progress;
+use vdrecover_formats::{Tree, read};
+
+/// Files up to here are compared by their content.
+const HASH_LIMIT: u64 = 256 << 20;
+
+fn oracle(test: &str, images: &[PathBuf]) -> Option<BTreeMap<String, Value>> {
+    if !tool(test, "python3", &["-c", "import dissect.vmfs"]) {
+        return None;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle/dissect_vmfs.py");
+    let output = Command::new("python3").arg(script).arg(HASH_LIMIT.to_string()).args(images).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    Some(rows.map(|row| (row["path"].as_str().unwrap().to_owned(), row)).collect())
+}
+
+/// The only store of the images, and what `ls` says of it, in the oracle's words.
+fn ours(images: &[PathBuf]) -> BTreeMap<String, Value> {
+    let options = Options { inputs: images.to_vec(), ..Options::default() };
+    let case = Case::open(&options, &Progress::silent()).unwrap();
+    let store = String::from_utf8(case.stores[0].name.clone()).unwrap();
+    assert_eq!(case.stores.len(), 1);
+    let mut args = vec!["ls".to_owned(), "--json".into(), "--all".into(), "-R".into()];
+    args.extend(images[1..].iter().flat_map(|image| ["--with".to_owned(), image.display().to_string()]));
+    args.push(format!("{}::store/{store}", images[0].display()));
+    let output = vdrecover(&args);
+    // A raw device mapping has no bytes here: 1 is right for a volume that has one.
+    assert!(matches!(output.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let mut found = BTreeMap::new();
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(row["record"], "entry", "a healthy volume has no findings: {row}");
+        assert_eq!((&row["state"], &row["trust"]), (&json!("live"), &json!("sound")), "{row}");
+        let full = row["path"].as_str().unwrap();
+        let path = full.strip_prefix(&format!("store/{store}/")).unwrap().to_owned();
+        let mut want = json!({
+            "path": path, "type": row["type"], "size": row["size"], "mode": row["mode"], "uid": row["uid"],
+            "gid": row["gid"], "links": row["links"],
+            "mtime": row["mtime"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap().as_second(),
+        });
+        let is_content = row["type"] == "file" || row["type"] == "symlink";
+        if is_content && row["size"].as_u64().unwrap() <= HASH_LIMIT {
+            want["sha256"] = content(&case, full.as_bytes()).into();
+        }
+        found.insert(path, want);
+    }
+    found
+}
+
+fn content(case: &Case, path: &[u8]) -> String {
+    let entry = case.find(path).unwrap().unwrap();
+    let bytes = case.open(entry.id).unwrap();
+    let mut hasher = Hasher::default();
+    let mut buf = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < bytes.len() {
+        let step = usize::try_from((bytes.len() - at).min(buf.len() as u64)).unwrap();
+        assert!(read(&*bytes, at, &mut buf[..step]).is_whole());
+        hasher.update(&buf[..step]);
+        at += step as u64;
+    }
+    hex(&hasher.finish())
+}
+
+fn agree(test: &str, names: &[&str], least: usize) {
+    let images: Option<Vec<PathBuf>> = names.iter().map(|name| unpacked(test, &format!("vmfs/{name}.bin.gz"))).collect();
+    let Some(images) = images else { return };
+    let Some(theirs) = oracle(test, &images) else { return };
+    assert!(theirs.len() >= least, "{} entries", theirs.len());
+    let ours = ours(&images);
+    for (path, row) in &theirs {
+        assert_eq!(ours.get(path), Some(row), "{path}");
+    }
+    assert_eq!(ours.len(), theirs.len());
+}
+
+#[test]
+fn vmfs5_as_dissect_reads_it() {
+    agree("vmfs5_as_dissect_reads_it", &["vmfs5"], 130);
+}
+
+#[test]
+fn vmfs6_as_dissect_reads_it() {
+    agree("vmfs6_as_dissect_reads_it", &["vmfs6"], 140);
+}
+
+#[test]
+fn vmfs_l_as_dissect_reads_it() {
+    agree("vmfs_l_as_dissect_reads_it", &["vmfs6l"], 9);
+}
+
+#[test]
+fn sub_blocks_that_are_not_dense_as_dissect_reads_them() {
+    agree("sub_blocks_that_are_not_dense_as_dissect_reads_them", &["vmfs5-no-dense-sbpc"], 7);
+}
+
+#[test]
+fn a_span_in_any_order_as_dissect_reads_it() {
+    agree("a_span_in_any_order_as_dissect_reads_it", &["vmfs5-span-0", "vmfs5-span-1"], 7);
+    agree("a_span_in_any_order_as_dissect_reads_it", &["vmfs5-span-1", "vmfs5-span-0"], 7);
+}
+
+#[test]
+fn a_reformatted_volume_as_dissect_reads_it() {
+    agree("a_reformatted_volume_as_dissect_reads_it", &["zero6"], 10);
+}
+
+/// Both packaged tools on Linux return zeros for these.
+#[test]
+fn the_far_ends_of_thin_disks() {
+    let test = "the_far_ends_of_thin_disks";
+    for (name, label) in [("vmfs5", "vmfs5"), ("vmfs6", "vmfs6")] {
+        let Some(image) = unpacked(test, &format!("vmfs/{name}.bin.gz")) else { return };
+        let far = [("normal-flat.vmdk", 42_u64 << 30), ("large-flat.vmdk", 117 << 30)];
+        for (file, at) in far {
+            let locator = format!("{}::store/{label}/{file}", image.display());
+            let cat = |offset: u64, len: &str| {
+                expect(0, ["cat", "--offset", &offset.to_string(), "--length", len, &locator])
+            };
+            assert_eq!(cat(at, "512"), [0x42; 512]);
+            assert_eq!(cat(at - 1, "1"), [0]);
+            assert_eq!(cat(at + 512, "0x1000"), [0; 4096]);
+        }
+    }
+}
+
+#[test]
+fn half_a_span_lists_all_and_says_what_is_missing() {
+    let test = "half_a_span_lists_all_and_says_what_is_missing";
+    let Some(image) = unpacked(test, "vmfs/vmfs5-span-0.bin.gz") else { return };
+    let scan = records(1, ["scan".as_ref(), "--json".as_ref(), image.as_os_str()]);
+    let store = scan.iter().find(|row| row["record"] == "store").unwrap();
+    assert_eq!(store["absent_extents"], 1);
+    assert!(scan.iter().any(|row| row["code"] == "WANT-ABSENT"));
+}
+
+#[test]
+fn what_is_skipped_is_named() {
+    if std::env::var_os("VDRECOVER_CORPUS").is_none() {
+        skip("conformance", "VDRECOVER_CORPUS is not set: no real image was read");
+    }
+}
