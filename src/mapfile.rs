@@ -65,6 +65,10 @@ impl Mapfile {
     /// Reads a mapfile.
     pub fn read(path: &Path) -> Result<Self> {
         let shown = path.display();
+        // A pipe would wait for a writer that never comes.
+        if std::fs::metadata(path).is_ok_and(|meta| !meta.is_file()) {
+            bail!("{shown}: the mapfile is not a file; give the map that ddrescue wrote");
+        }
         let file = std::fs::File::open(path).with_context(|| format!("{shown}: the mapfile can't be opened"))?;
         let mut text = Vec::new();
         file.take(LONGEST + 1).read_to_end(&mut text).with_context(|| format!("{shown}: reading the mapfile"))?;

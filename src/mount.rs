@@ -80,6 +80,9 @@ pub enum Gaps {
 
 /// Mounts `tree` and serves it until it is unmounted, by `umount` or by SIGINT, SIGTERM or SIGHUP.
 ///
+/// What is still in use at the first signal is detached from the folder and served until it is closed; a second
+/// signal ends the process.
+///
 /// In a process that [`Background`] started, the waiting parent hears that the mount is there.
 ///
 /// # Errors

@@ -129,3 +129,32 @@ fn ddrescuelog_reads_what_is_written() {
     assert_eq!(list("?"), 0x6000 / 512);
     assert_eq!(list("+"), (0x8000 - 0x400 - 0x6000) / 512);
 }
+
+#[test]
+fn what_ddrescue_writes_is_read() {
+    if Command::new("ddrescue").arg("--version").output().is_err() {
+        skipped("what_ddrescue_writes_is_read: ddrescue (Debian: gddrescue) is not installed");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    std::fs::write(path("in"), vec![7; 1 << 20]).unwrap();
+    let status = Command::new("ddrescue")
+        .args(["-q", "-i", "256KiB", "-o", "0", "-s", "256KiB"])
+        .args([path("in"), path("out"), path("map")])
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let map = Mapfile::read(&path("map")).unwrap();
+    assert_eq!(map.lost(0x4_0000, 0x4_0000), [], "the image starts at 256 KiB of the device");
+    assert_eq!(map.lost(0, 1 << 20), [0..0x4_0000, 0x8_0000..1 << 20]);
+}
+
+#[test]
+fn a_mapfile_that_is_none_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, want) in [(dir.path().join("none"), "can't be opened"), (dir.path().to_owned(), "is not a file")] {
+        let error = format!("{:#}", Mapfile::read(&path).unwrap_err());
+        assert!(error.contains(want), "{error}");
+    }
+}

@@ -207,8 +207,8 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Largest read that is answered at once; the kernel asks for 1 MiB at most.
-const LARGEST_READ: u64 = 4 << 20;
+/// Largest read that the kernel may ask for, which bounds the buffers. FUSE knows one limit for both directions.
+const LARGEST_READ: u32 = 1 << 20;
 
 impl Filesystem for Server {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -222,6 +222,7 @@ impl Filesystem for Server {
         ] {
             let _ = config.add_capabilities(wanted);
         }
+        let _ = config.set_max_write(LARGEST_READ);
         // Reads wait for disks: more of them at a time than the usual 12 keeps all threads busy.
         let _ = config.set_max_background(64);
         Ok(())
@@ -277,7 +278,7 @@ impl Filesystem for Server {
     ) {
         guarded(|| {
             let Some(file) = self.files.get(handle) else { return reply.error(Errno::EBADF) };
-            let len = narrow(file.size.saturating_sub(offset).min(len.into()).min(LARGEST_READ));
+            let len = narrow(file.size.saturating_sub(offset).min(len.into()));
             BUFFER.with_borrow_mut(|buffer| {
                 if buffer.len() < len {
                     buffer.resize(len, 0);

@@ -1,5 +1,5 @@
 //! Mounts a tree and looks at it as any program does, through the kernel.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::single_range_in_vec_init, reason = "tests")]
 
 mod tree;
 
@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tree::{GAP, HUGE, MANY, TestTree, pattern};
 use vdrecover::mount::{Background, Gaps, MountOptions, Mounted, Started, mount};
+use vdrecover::source;
+use vdrecover_formats::laws::{Effort, check_laws};
+use vdrecover_formats::{Place, Tag, Why, read, walk};
 
 const EIO: Option<i32> = Some(5);
 
@@ -51,6 +54,7 @@ fn files_are_what_the_tree_says() {
     assert_eq!(fs::read(at("link")).unwrap(), b"hello\n");
     assert_eq!(fs::read_link(at("link")).unwrap(), Path::new("small"));
     assert_eq!(fs::read(at("empty")).unwrap(), b"");
+    assert_eq!(fs::read(at(&"n".repeat(600))).unwrap(), b"long");
     assert_eq!(fs::read(at("odd%2Fname")).unwrap(), b"odd");
     let old = fs::metadata(at("old")).unwrap();
     assert_eq!((old.mtime(), old.mtime_nsec()), (-2_177_452_800, 500_000_000));
@@ -229,6 +233,35 @@ fn a_damaged_directory_lists_what_it_has_and_then_fails() {
 }
 
 #[test]
+fn a_listing_may_have_any_offsets() {
+    let Some((dir, _mounted)) = mounted("a_listing_may_have_any_offsets", |_| {}) else { return };
+    for _ in 0..2 {
+        assert_eq!(fs::read_dir(dir.path().join("far")).unwrap().map(Result::unwrap).count(), 4);
+    }
+}
+
+/// A mount with a gap is a disk with a bad sector, as good as one gets without breaking one.
+#[test]
+fn a_source_on_a_failing_disk_loses_what_fails() {
+    let Some((dir, _mounted)) = mounted("a_source_on_a_failing_disk_loses_what_fails", |_| {}) else { return };
+    let source = source::open(&dir.path().join("gap"), Tag(0)).unwrap();
+    let mut bytes = vec![0xee; 1 << 20];
+    let seen = read(&*source.bytes, 0, &mut bytes);
+    let page = GAP.start / 4096 * 4096;
+    let gaps: Vec<_> = seen.gaps.iter().map(|gap| (gap.range.clone(), gap.loss.why)).collect();
+    assert_eq!(gaps, [(page..page + 4096, Why::Unreadable)]);
+    let mut want = pattern(1 << 20);
+    want[usize::try_from(page).unwrap()..][..4096].fill(0);
+    assert!(bytes == want);
+    check_laws(&*source.bytes, Effort::default()).unwrap();
+
+    let huge = source::open(&dir.path().join("sparse"), Tag(1)).unwrap();
+    let data: Vec<_> = walk(&*huge.bytes, 0..huge.len).filter(|run| matches!(run.place, Place::Own)).collect();
+    assert_eq!(data.iter().map(|run| run.at..run.at + run.len).collect::<Vec<_>>(), [HUGE - 10..HUGE]);
+    check_laws(&*huge.bytes, Effort::default()).unwrap();
+}
+
+#[test]
 fn a_bug_costs_one_request() {
     let Some((dir, _mounted)) = mounted("a_bug_costs_one_request", |_| {}) else { return };
     for _ in 0..20 {
@@ -315,7 +348,11 @@ const POINT: &str = "VDRECOVER_TEST_MOUNT_POINT";
 #[ignore = "started by a_background_mount_ends_with_a_signal"]
 fn serve() {
     let Some(point) = std::env::var_os(POINT) else { return };
-    mount(TestTree::new(None), &MountOptions::new(PathBuf::from(point))).unwrap();
+    if let Err(error) = mount(TestTree::new(None), &MountOptions::new(PathBuf::from(point))) {
+        // Not a panic: its trace would look like a failure of the test that expects this.
+        eprintln!("{error}");
+        std::process::exit(1);
+    }
 }
 
 #[test]
@@ -355,7 +392,7 @@ fn throughput() {
     let Some(image) = std::env::var_os("VDRECOVER_BENCH_FILE").map(PathBuf::from) else {
         panic!("VDRECOVER_BENCH_FILE names no file to measure with");
     };
-    let source = vdrecover::source::open(&image, vdrecover_formats::Tag(0)).unwrap();
+    let source = source::open(&image, Tag(0)).unwrap();
     let time = |label: &str, path: &Path| {
         for _ in 0..3 {
             let mut file = File::open(path).unwrap();

@@ -11,6 +11,9 @@ pub(crate) const HUGE: u64 = 42 << 40;
 pub(crate) const GAP: Range<u64> = 300_000..300_010;
 /// Nanoseconds of 1901.
 pub(crate) const OLD: i128 = -2_177_452_799_500_000_000;
+const LONG: [u8; 600] = [b'n'; 600];
+/// Offsets of a listing may be any number, such as a hash.
+const FAR: [u64; 4] = [1, 1 << 40, (1 << 63) - 2, u64::MAX - 5];
 const FIRST_OF_MANY: u64 = 1_000_000;
 const ROOT: u64 = 7;
 
@@ -79,6 +82,8 @@ impl TestTree {
             (b"old".as_slice(), old, Some(memory(b"older".to_vec()))),
             (b"lost".as_slice(), Node::plain(Kind::File, 10, 0o644), None),
             dir(b"broken"),
+            dir(b"far"),
+            file(&LONG, memory(b"long".to_vec())),
             file(b"empty", memory(Vec::new())),
             file(b"end", Arc::new(Blank::zero(u64::MAX))),
         ];
@@ -136,6 +141,12 @@ impl Tree for TestTree {
         } else if self.is(dir, b"many") {
             for i in from..MANY {
                 if sink(Ok(one_of_many(i))).is_break() {
+                    break;
+                }
+            }
+        } else if self.is(dir, b"far") {
+            for (i, next) in (0..).zip(FAR).filter(|(_, next)| *next > from) {
+                if sink(Ok(Entry { next, ..one_of_many(i) })).is_break() {
                     break;
                 }
             }
