@@ -175,6 +175,8 @@ pub(crate) fn format(spec: VmfsSpec) -> Vmfs {
         nodes: BTreeMap::new(),
         clock: FORMAT_TIME + 3600,
         generation: 0,
+        journal: None,
+        deleted: Vec::new(),
         spec,
     };
     vmfs.take_system_blocks();
@@ -183,6 +185,9 @@ pub(crate) fn format(spec: VmfsSpec) -> Vmfs {
     vmfs.write_heartbeats();
     if six {
         vmfs.write_unmap();
+    }
+    if vmfs.spec.crashed {
+        vmfs.open_journal();
     }
     vmfs
 }
@@ -466,12 +471,12 @@ impl Vmfs {
                 put32(&mut header, 0x54, resource.clusters() as u32);
             }
             self.write_system(number, header_at, &header);
-            let last = resource
-                .highest_used()
-                .map_or(0, |n| n / resource.per_cluster.max(1));
             for cluster in 0..resource.clusters() {
-                if !self.spec.all_cluster_headers && cluster > last {
-                    break;
+                if !self.spec.all_cluster_headers
+                    && cluster >= 8
+                    && !resource.is_cluster_used(cluster)
+                {
+                    continue;
                 }
                 let at = parent
                     .as_ref()

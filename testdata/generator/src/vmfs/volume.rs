@@ -272,7 +272,7 @@ fn device_uuid(lv: [u8; 16], n: usize) -> [u8; 16] {
 /// The usual text form: two words, a half-word and six bytes.
 pub(crate) fn uuid_text(uuid: [u8; 16]) -> String {
     let word = |at: usize| u32::from_le_bytes([uuid[at], uuid[at + 1], uuid[at + 2], uuid[at + 3]]);
-    let mac: String = uuid[10..].iter().map(|b| format!("{b:02x}")).collect();
+    let mac = crate::hex(&uuid[10..]);
     format!(
         "{:08x}-{:08x}-{:04x}-{mac}",
         word(0),
