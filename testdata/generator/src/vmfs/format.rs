@@ -395,6 +395,8 @@ impl Vmfs {
             put32(&mut h, 0x148, JOURNAL_BLOCK as u32);
             put32(&mut h, 0x14C, 16_000);
             put32(&mut h, 0x150, 4_000);
+            // Observed on VMFS6, not on VMFS-L; its meaning is not known.
+            h[0x18B] = if self.spec.local { 0 } else { 0x80 };
         }
         self.volume.write(FS_HEADER, &h);
     }
