@@ -2,6 +2,7 @@
 
 use crate::hex;
 use crate::json::Json;
+use crate::vmdk::Descriptor;
 use crate::vmfs::{
     Addressing, Allocation, Content, Deleted, Deletion, Expected, FileType, Layout, Version, Vmfs,
     VmfsSpec, name_hash, pattern,
@@ -111,6 +112,16 @@ pub const SAMPLES: &[Sample] = &[
         name: "vmfs6-crashed",
         about: "as deleted, with a journal",
         build: || crashed(Version::Six),
+    },
+    Sample {
+        name: "vmfs5-reformatted",
+        about: "VMFS5 over VMFS6",
+        build: || reformatted(Version::Five),
+    },
+    Sample {
+        name: "vmfs6-reformatted",
+        about: "VMFS6 over VMFS6",
+        build: || reformatted(Version::Six),
     },
     Sample {
         name: "vmfs6-local",
@@ -430,6 +441,33 @@ fn delete_things(mut store: Vmfs) -> Vmfs {
     store
 }
 
+fn reformatted(version: Version) -> Vmfs {
+    let auto = Layout::default();
+    let mut older = Vmfs::new(VmfsSpec {
+        seed: 7,
+        ..spec(Version::Six, "older")
+    });
+    // The new datastore's file takes this one's descriptor.
+    older.file("first", Content::bytes(*b"written over\n"), &auto);
+    older.mkdir("test");
+    let len = 100 * GIB;
+    let disk = Content::sparse(len)
+        .with(0, pattern(4096, 95))
+        .with(77 * GIB, pattern(2_000_000, 96));
+    older.file("test/test-flat.vmdk", disk, &auto);
+    let text = Descriptor::flat(len, "test-flat.vmdk", true, 9).text();
+    older.file("test/test.vmdk", Content::bytes(text), &auto);
+    let doomed = older
+        .doomed()
+        .into_iter()
+        .filter(|d| d.path != "first")
+        .collect();
+    let mut store = Vmfs::format_over(spec(version, "newer"), older.finish());
+    store.file("new.txt", Content::bytes(*b"new\n"), &auto);
+    store.remember(doomed);
+    store
+}
+
 fn local(version: Version) -> Vmfs {
     let mut store = Vmfs::new(VmfsSpec {
         local: true,
@@ -538,6 +576,7 @@ pub fn gone(d: &Deleted) -> Json {
         Deletion::Esxi => "as ESXi",
         Deletion::KeepingPointers => "keeping pointers",
         Deletion::NameOnly => "name only",
+        Deletion::Formatted => "formatted over",
     };
     let mut members = vec![
         ("path", Json::text(&d.path)),

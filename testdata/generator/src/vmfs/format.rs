@@ -9,6 +9,7 @@ use super::{
     FORMAT_TIME, HEARTBEAT_GENERATION, HOST_ADDRESS, HOST_MAC, HOST_UUID, Node, ROOT, Version,
     Vmfs, VmfsSpec, heartbeat_at,
 };
+use crate::Device;
 use std::collections::BTreeMap;
 
 const HEARTBEATS: u64 = 0x30_0000;
@@ -144,8 +145,8 @@ fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
     ])
 }
 
-/// Makes an empty datastore.
-pub(crate) fn format(spec: VmfsSpec) -> Vmfs {
+/// Makes an empty datastore on devices that may hold something.
+pub(crate) fn format(spec: VmfsSpec, devices: Vec<Device>) -> Vmfs {
     let six = spec.version == Version::Six;
     assert!(
         spec.file_block_size == 1 << 20
@@ -160,7 +161,7 @@ pub(crate) fn format(spec: VmfsSpec) -> Vmfs {
         uuid: uuid(spec.seed, 1),
         snapshot: 1,
     };
-    let volume = Volume::new(identity, &spec.extents);
+    let volume = Volume::new(identity, devices);
     let pools = pools(&spec, volume.len());
     let mut vmfs = Vmfs {
         shape: Shape { six },

@@ -194,6 +194,8 @@ pub enum Deletion {
     KeepingPointers,
     /// Its directory entry is gone; the descriptor is in use.
     NameOnly,
+    /// Its datastore was formatted over.
+    Formatted,
 }
 
 /// A path that is no more, and where everything of it was.
@@ -240,7 +242,22 @@ impl Vmfs {
     /// Formats a datastore.
     #[must_use]
     pub fn new(spec: VmfsSpec) -> Self {
-        format::format(spec)
+        let devices = spec.extents.iter().map(|&len| Device::new(len)).collect();
+        format::format(spec, devices)
+    }
+
+    /// Formats a datastore over devices that hold an older one, as ESXi does: headers, bitmaps and the root are new;
+    /// descriptors, directories, pointer blocks and data of before stay until they are written over. The devices
+    /// take the place of `spec.extents`.
+    #[must_use]
+    pub fn format_over(spec: VmfsSpec, devices: Vec<Device>) -> Self {
+        let extents = devices.iter().map(Device::len).collect();
+        format::format(VmfsSpec { extents, ..spec }, devices)
+    }
+
+    /// Adds the paths of an older datastore, found before it was finished, to those that are no more.
+    pub fn remember(&mut self, older: Vec<Deleted>) {
+        self.deleted.extend(older);
     }
 
     /// Bytes of the volume, which is what LV positions count in.

@@ -156,6 +156,21 @@ impl Vmfs {
         &self.deleted
     }
 
+    /// Everything that exists, as it will be gone when the datastore is formatted over.
+    pub fn doomed(&mut self) -> Vec<Deleted> {
+        let everything = self.expected();
+        let bury = |e: Expected| {
+            let located = self.locate(&e.path);
+            Deleted {
+                path: e.path,
+                how: Deletion::Formatted,
+                located,
+                content: e.content,
+            }
+        };
+        everything.into_iter().map(bury).collect()
+    }
+
     fn bury(
         &mut self,
         path: &str,
