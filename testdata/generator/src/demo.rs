@@ -2,11 +2,12 @@
 
 use crate::gpt::{self, Guid, Partition};
 use crate::guest::Guest;
+use crate::hex;
 use crate::json::Json;
 use crate::qcow2::{self, Compression, Options};
 use crate::samples;
 use crate::vmdk::{self, Descriptor, Order};
-use crate::vmfs::{Allocation, Content, Layout, Located, Version, Vmfs, VmfsSpec};
+use crate::vmfs::{Allocation, Content, Layout, Version, Vmfs, VmfsSpec};
 use crate::vmx::{Machine, Snapshot};
 use crate::{Device, iso};
 use sha2::{Digest, Sha256};
@@ -60,8 +61,8 @@ fn build(scratch: &Path) -> io::Result<(Vec<u8>, Json)> {
     );
     add_web(&mut store, &web);
     add_db(&mut store, &db);
-    let gone = add_and_delete_mail(&mut store, &mail);
-    let files = store.expected();
+    add_and_delete_mail(&mut store, &mail);
+    let (files, gone) = (store.expected(), store.deleted().to_vec());
     let uuid = store.uuid();
     let volume = store.finish().remove(0);
 
@@ -110,11 +111,7 @@ fn build(scratch: &Path) -> io::Result<(Vec<u8>, Json)> {
         ),
         (
             "deleted",
-            Json::List(
-                gone.iter()
-                    .map(|(path, content, at)| gone_json(path, content, at))
-                    .collect(),
-            ),
+            Json::List(gone.iter().map(samples::gone).collect()),
         ),
         (
             "deleted_disk",
@@ -141,38 +138,8 @@ fn disk_json(path: &str, state: &str, s: &State) -> Json {
     ])
 }
 
-fn gone_json(path: &str, content: &Content, at: &Located) -> Json {
-    let blocks = at.blocks.iter().map(|b| {
-        Json::object([
-            ("file_offset", Json::Number(b.offset)),
-            ("length", Json::Number(b.len)),
-            ("volume_offset", Json::Number(b.lv)),
-        ])
-    });
-    Json::object([
-        ("path", Json::text(path)),
-        ("fd", Json::text(format!("{:#010x}", at.fd))),
-        ("fd_volume_offset", Json::Number(at.fd_lv)),
-        ("size", Json::Number(content.len())),
-        ("sha256", Json::text(content.sha256())),
-        (
-            "pointer_blocks",
-            Json::List(
-                at.pointer_blocks
-                    .iter()
-                    .map(|p| Json::Number(p.lv))
-                    .collect(),
-            ),
-        ),
-        ("blocks", Json::List(blocks.collect())),
-    ])
-}
-
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    hex(&Sha256::digest(bytes))
 }
 
 /// The three moments of the web server's disk: an MBR and one ext4 partition.
@@ -306,8 +273,11 @@ fn mail_state(scratch: &Path) -> io::Result<State> {
     })
 }
 
+fn put(store: &mut Vmfs, path: &str, content: impl Into<Vec<u8>>) {
+    store.file(path, Content::bytes(content), &Layout::default());
+}
+
 fn add_web(store: &mut Vmfs, states: &[State]) {
-    let auto = Layout::default();
     let len = states[0].disk.len();
     let machine = Machine {
         name: "web01",
@@ -316,52 +286,6 @@ fn add_web(store: &mut Vmfs, states: &[State]) {
         memory: 2048,
         number: 1,
     };
-    store.set_time(START as u32 + 300);
-    store.mkdir("web01");
-    let mut put =
-        |name: &str, content: Content| store.file(&format!("web01/{name}"), content, &auto);
-    put("web01-flat.vmdk", Content::device(&states[0].disk));
-    put(
-        "web01.vmdk",
-        Content::bytes(Descriptor::flat(len, "web01-flat.vmdk", true, 101).text()),
-    );
-    put("web01.nvram", nvram(1));
-    put(
-        "web01.vmxf",
-        Content::bytes(
-            "<?xml version=\"1.0\"?>\n<Foundry>\n<VM><VMId type=\"string\">web01</VMId></VM></Foundry>\n",
-        ),
-    );
-    for n in 1..=2usize {
-        let name = format!("web01-{n:06}");
-        let parent = if n == 1 {
-            "web01.vmdk".into()
-        } else {
-            format!("web01-{:06}.vmdk", n - 1)
-        };
-        let grains = vmdk::difference(&states[n - 1].disk, &states[n].disk, 4096);
-        let order = if n == 1 {
-            Order::Ascending
-        } else {
-            Order::Descending
-        };
-        let extent = Device::from_bytes(&vmdk::sesparse(len, &grains, order));
-        put(&format!("{name}-sesparse.vmdk"), Content::device(&extent));
-        let id = 101 + n as u64;
-        let text = Descriptor::delta(
-            len,
-            "SESPARSE",
-            &format!("{name}-sesparse.vmdk"),
-            &parent,
-            id,
-        )
-        .text();
-        put(&format!("{name}.vmdk"), Content::bytes(text));
-        put(
-            &format!("web01-Snapshot{n}.vmsn"),
-            Content::bytes(*b"\xD2\xBE\xD2\xBE\x08\0\0\0\0\0\0\0"),
-        );
-    }
     let snapshots = [
         Snapshot {
             name: "before upgrade",
@@ -374,18 +298,56 @@ fn add_web(store: &mut Vmfs, states: &[State]) {
             time: START + 10 * DAY + 3600,
         },
     ];
-    put("web01.vmsd", Content::bytes(machine.vmsd(&snapshots)));
-    put("web01.vmx", Content::bytes(machine.vmx()));
+    store.set_time(START as u32 + 300);
+    store.mkdir("web01");
+    store.file(
+        "web01/web01-flat.vmdk",
+        Content::device(&states[0].disk),
+        &Layout::default(),
+    );
+    put(
+        store,
+        "web01/web01.vmdk",
+        Descriptor::flat(len, "web01-flat.vmdk", true, 101).text(),
+    );
+    put(store, "web01/web01.nvram", nvram(1));
+    let vmxf = "<?xml version=\"1.0\"?>\n<Foundry>\n<VM><VMId type=\"string\">web01</VMId></VM></Foundry>\n";
+    put(store, "web01/web01.vmxf", vmxf);
+    for (n, snapshot) in (1usize..).zip(&snapshots) {
+        store.set_time(snapshot.time as u32);
+        let name = format!("web01-{n:06}");
+        let grains = vmdk::difference(&states[n - 1].disk, &states[n].disk, 4096);
+        let order = if n == 1 {
+            Order::Ascending
+        } else {
+            Order::Descending
+        };
+        let file = format!("{name}-sesparse.vmdk");
+        let extent = Device::from_bytes(&vmdk::sesparse(len, &grains, order));
+        store.file(
+            &format!("web01/{file}"),
+            Content::device(&extent),
+            &Layout::default(),
+        );
+        let text = Descriptor::delta(len, "SESPARSE", &file, snapshot.disk, 101 + n as u64).text();
+        put(store, &format!("web01/{name}.vmdk"), text);
+        put(
+            store,
+            &format!("web01/web01-Snapshot{n}.vmsn"),
+            *b"\xD2\xBE\xD2\xBE\x08\0\0\0\0\0\0\0",
+        );
+    }
+    put(store, "web01/web01.vmsd", machine.vmsd(&snapshots));
+    put(store, "web01/web01.vmx", machine.vmx());
     let chain = [
         ("web01-000002.vmdk", "web01-000002-sesparse.vmdk", len / 512),
         ("web01-000001.vmdk", "web01-000001-sesparse.vmdk", len / 512),
         ("web01.vmdk", "web01-flat.vmdk", len / 512),
     ];
-    put("vmware.log", Content::bytes(machine.log(&chain)));
+    put(store, "web01/vmware.log", machine.log(&chain));
 }
 
 fn add_db(store: &mut Vmfs, state: &State) {
-    let auto = Layout::default();
     let len = state.disk.len();
     let machine = Machine {
         name: "db01",
@@ -398,23 +360,22 @@ fn add_db(store: &mut Vmfs, state: &State) {
     store.mkdir("db01");
     let eager = Layout::default().allocation(Allocation::EagerThick);
     store.file("db01/db01-flat.vmdk", Content::device(&state.disk), &eager);
-    let mut put =
-        |name: &str, content: Content| store.file(&format!("db01/{name}"), content, &auto);
     put(
-        "db01.vmdk",
-        Content::bytes(Descriptor::flat(len, "db01-flat.vmdk", false, 201).text()),
+        store,
+        "db01/db01.vmdk",
+        Descriptor::flat(len, "db01-flat.vmdk", false, 201).text(),
     );
-    put("db01.nvram", nvram(2));
-    put("db01.vmsd", Content::bytes(".encoding = \"UTF-8\"\n"));
-    put("db01.vmx", Content::bytes(machine.vmx()));
+    put(store, "db01/db01.nvram", nvram(2));
+    put(store, "db01/db01.vmsd", ".encoding = \"UTF-8\"\n");
+    put(store, "db01/db01.vmx", machine.vmx());
     put(
-        "vmware.log",
-        Content::bytes(machine.log(&[("db01.vmdk", "db01-flat.vmdk", len / 512)])),
+        store,
+        "db01/vmware.log",
+        machine.log(&[("db01.vmdk", "db01-flat.vmdk", len / 512)]),
     );
 }
 
-fn add_and_delete_mail(store: &mut Vmfs, state: &State) -> Vec<(String, Content, Located)> {
-    let auto = Layout::default();
+fn add_and_delete_mail(store: &mut Vmfs, state: &State) {
     let len = state.disk.len();
     let machine = Machine {
         name: "mail01",
@@ -425,33 +386,34 @@ fn add_and_delete_mail(store: &mut Vmfs, state: &State) -> Vec<(String, Content,
     };
     store.set_time(START as u32 + 3 * DAY as u32);
     store.mkdir("mail01");
-    let files = [
-        ("mail01-flat.vmdk", Content::device(&state.disk)),
-        (
-            "mail01.vmdk",
-            Content::bytes(Descriptor::flat(len, "mail01-flat.vmdk", true, 301).text()),
-        ),
-        ("mail01.nvram", nvram(3)),
-        ("mail01.vmsd", Content::bytes(".encoding = \"UTF-8\"\n")),
-        ("mail01.vmx", Content::bytes(machine.vmx())),
-        (
-            "vmware.log",
-            Content::bytes(machine.log(&[("mail01.vmdk", "mail01-flat.vmdk", len / 512)])),
-        ),
-    ];
-    for (name, content) in &files {
-        store.file(&format!("mail01/{name}"), content.clone(), &auto);
-    }
+    store.file(
+        "mail01/mail01-flat.vmdk",
+        Content::device(&state.disk),
+        &Layout::default(),
+    );
+    put(
+        store,
+        "mail01/mail01.vmdk",
+        Descriptor::flat(len, "mail01-flat.vmdk", true, 301).text(),
+    );
+    put(store, "mail01/mail01.nvram", nvram(3));
+    put(store, "mail01/mail01.vmsd", ".encoding = \"UTF-8\"\n");
+    put(store, "mail01/mail01.vmx", machine.vmx());
+    put(
+        store,
+        "mail01/vmware.log",
+        machine.log(&[("mail01.vmdk", "mail01-flat.vmdk", len / 512)]),
+    );
     store.set_time(START as u32 + 21 * DAY as u32);
-    let mut gone = Vec::new();
-    for (name, content) in files {
-        let path = format!("mail01/{name}");
-        let at = store.delete_as_esxi(&path);
-        gone.push((path, content, at));
+    for path in store
+        .expected()
+        .into_iter()
+        .map(|e| e.path)
+        .filter(|p| p.starts_with("mail01/"))
+    {
+        store.delete_as_esxi(&path);
     }
-    let at = store.delete_as_esxi("mail01");
-    gone.push(("mail01".into(), Content::default(), at));
-    gone
+    store.delete_as_esxi("mail01");
 }
 
 fn text(path: &str, text: &str) -> (String, Vec<u8>) {
@@ -467,10 +429,11 @@ fn page(title: &str, line: &str) -> String {
 fn note(who: &str, n: u32) -> String {
     let mut out = format!("Note {n} by {who}\n\n");
     for line in 1..=n * 7 {
-        out.push_str(&format!(
-            "{who} {n}.{line}: remember item {} of the list\n",
+        let _ = writeln!(
+            out,
+            "{who} {n}.{line}: remember item {} of the list",
             line * 31 % 97
-        ));
+        );
     }
     out
 }
@@ -528,9 +491,9 @@ fn png() -> Vec<u8> {
     out
 }
 
-fn nvram(number: u8) -> Content {
+fn nvram(number: u8) -> Vec<u8> {
     let mut bytes = vec![0; 8684];
     bytes[..8].copy_from_slice(b"MRVN\x01\0\0\0");
     bytes[16] = number;
-    Content::bytes(bytes)
+    bytes
 }

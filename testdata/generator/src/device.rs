@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn zeros_take_no_room() {
         let mut device = Device::new(1 << 50);
-        device.write(1 << 40, &[0; 100_000]);
+        device.write(1 << 40, &vec![0; 100_000]);
         assert_eq!(device.blocks().count(), 0);
         device.write(1 << 40, &[7; 12_288]);
         device.zero((1 << 40) + 10..(1 << 40) + 8192);

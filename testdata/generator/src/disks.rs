@@ -121,9 +121,9 @@ pub fn write(dir: &Path) -> io::Result<()> {
     first.insert(20 * MIB / 4096, Grain::Zero);
     first.insert(9 * MIB / 4096 + 100, Grain::Unmapped);
     let one = vmdk::apply(&base, &first, 4096);
-    let mut last = one.clone();
-    last.write(33 * MIB + 512, &pattern(9000, 40));
-    let second = vmdk::difference(&one, &last, 4096);
+    let mut newest = one.clone();
+    newest.write(33 * MIB + 512, &pattern(9000, 40));
+    let second = vmdk::difference(&one, &newest, 4096);
     let two = vmdk::apply(&one, &second, 4096);
     for (name, parent, grains, order, flat, id) in [
         (

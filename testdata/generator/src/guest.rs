@@ -26,7 +26,7 @@ impl Guest {
         let uuid = format!("5b1d7c20-9a4e-4f63-8c11-2e7d903fa6{number:02x}");
         let done = Command::new("mkfs.ext4")
             .args(["-q", "-F", "-b", "4096", "-L", label, "-U", &uuid])
-            .args(["-m", "0", "-N", "2048", "-J", "size=4"])
+            .args(["-m", "0", "-I", "256", "-N", "2048", "-J", "size=4"])
             // What the e2fsprogs of the day turn on by default is spelled out, so that the image does not change.
             .args(["-O", "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super"])
             .args(["-O", "large_file,huge_file,dir_nlink,extra_isize,metadata_csum,resize_inode"])

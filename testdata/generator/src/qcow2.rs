@@ -125,17 +125,11 @@ impl Image {
         };
         for (&n, cluster) in &self.clusters {
             let table = n / per_l2;
-            let entries = match placed.l1.get(&table) {
-                Some(_) => placed.l2.get_mut(&table),
-                None => {
-                    placed.end = placed.end.next_multiple_of(size);
-                    placed.l1.insert(table, placed.end);
-                    placed.end += size;
-                    placed.l2.insert(table, BTreeMap::new());
-                    placed.l2.get_mut(&table)
-                }
-            };
-            let entries = entries.expect("the table was just made");
+            if !placed.l1.contains_key(&table) {
+                placed.end = placed.end.next_multiple_of(size);
+                placed.l1.insert(table, placed.end);
+                placed.end += size;
+            }
             let entry = match cluster {
                 Cluster::Zero => ZERO,
                 Cluster::Plain(bytes) => {
@@ -153,7 +147,11 @@ impl Image {
                     COMPRESSED | more << (62 - (self.bits - 8)) | at
                 }
             };
-            entries.insert(n % per_l2, entry);
+            placed
+                .l2
+                .entry(table)
+                .or_default()
+                .insert(n % per_l2, entry);
         }
         placed.end = placed.end.next_multiple_of(size);
         placed
@@ -303,7 +301,7 @@ mod tests {
     fn device() -> Device {
         let mut device = Device::new(3_000_000 / 512 * 512);
         device.write(70_000, &pattern(5000, 1));
-        device.write(1 << 20, &[0x55; 200_000]);
+        device.write(1 << 20, &vec![0x55; 200_000]);
         device
     }
 

@@ -1,9 +1,11 @@
 //! Scenario datastores: one for each way in which a reader may go wrong, with what a right reader finds.
 
+use crate::hex;
 use crate::json::Json;
+use crate::vmdk::Descriptor;
 use crate::vmfs::{
-    Addressing, Allocation, Content, Expected, FileType, Layout, Version, Vmfs, VmfsSpec,
-    name_hash, pattern,
+    Addressing, Allocation, Content, Deleted, Deletion, Expected, FileType, Layout, Version, Vmfs,
+    VmfsSpec, name_hash, pattern,
 };
 use std::fs;
 use std::io;
@@ -100,6 +102,26 @@ pub const SAMPLES: &[Sample] = &[
         name: "vmfs6-deleted",
         about: "deleted and orphaned files",
         build: || deleted(Version::Six),
+    },
+    Sample {
+        name: "vmfs5-crashed",
+        about: "as deleted, with a journal",
+        build: || crashed(Version::Five),
+    },
+    Sample {
+        name: "vmfs6-crashed",
+        about: "as deleted, with a journal",
+        build: || crashed(Version::Six),
+    },
+    Sample {
+        name: "vmfs5-reformatted",
+        about: "VMFS5 over VMFS6",
+        build: || reformatted(Version::Five),
+    },
+    Sample {
+        name: "vmfs6-reformatted",
+        about: "VMFS6 over VMFS6",
+        build: || reformatted(Version::Six),
     },
     Sample {
         name: "vmfs6-local",
@@ -380,7 +402,17 @@ fn colliding_names(count: usize) -> Vec<String> {
 }
 
 fn deleted(version: Version) -> Vmfs {
-    let mut store = Vmfs::new(spec(version, "deleted"));
+    delete_things(Vmfs::new(spec(version, "deleted")))
+}
+
+fn crashed(version: Version) -> Vmfs {
+    delete_things(Vmfs::new(VmfsSpec {
+        crashed: true,
+        ..spec(version, "crashed")
+    }))
+}
+
+fn delete_things(mut store: Vmfs) -> Vmfs {
     let auto = Layout::default();
     store.mkdir("vm");
     store.file(
@@ -406,6 +438,33 @@ fn deleted(version: Version) -> Vmfs {
     store.file("orphan", Content::patterned(2_500_000, 84), &auto);
     store.orphan("orphan");
     store.file("after", Content::patterned(1000, 85), &auto);
+    store
+}
+
+fn reformatted(version: Version) -> Vmfs {
+    let auto = Layout::default();
+    let mut older = Vmfs::new(VmfsSpec {
+        seed: 7,
+        ..spec(Version::Six, "older")
+    });
+    // The new datastore's file takes this one's descriptor.
+    older.file("first", Content::bytes(*b"written over\n"), &auto);
+    older.mkdir("test");
+    let len = 100 * GIB;
+    let disk = Content::sparse(len)
+        .with(0, pattern(4096, 95))
+        .with(77 * GIB, pattern(2_000_000, 96));
+    older.file("test/test-flat.vmdk", disk, &auto);
+    let text = Descriptor::flat(len, "test-flat.vmdk", true, 9).text();
+    older.file("test/test.vmdk", Content::bytes(text), &auto);
+    let doomed = older
+        .doomed()
+        .into_iter()
+        .filter(|d| d.path != "first")
+        .collect();
+    let mut store = Vmfs::format_over(spec(version, "newer"), older.finish());
+    store.file("new.txt", Content::bytes(*b"new\n"), &auto);
+    store.remember(doomed);
     store
 }
 
@@ -441,12 +500,22 @@ fn huge(version: Version) -> Vmfs {
         Content::patterned(3_000_000, 90),
         &Layout::default(),
     );
+    // Begins 3 MiB before the end of the first 16 TiB; the next lies wholly behind.
+    let over = Layout::default().from(16 * TIB - (3 << 20));
+    store.file("over", Content::patterned(5 << 20, 91), &over);
+    let beyond = Layout::default().from(16 * TIB + (700 << 20));
+    store.file("beyond", Content::patterned(3_000_000, 92), &beyond);
     store
 }
 
 /// What a right reader finds, as JSON. `images` names the device files in order.
 #[must_use]
-pub fn expectation(about: &str, images: &[String], entries: &[Expected]) -> Json {
+pub fn expectation(
+    about: &str,
+    images: &[String],
+    entries: &[Expected],
+    deleted: &[Deleted],
+) -> Json {
     Json::object([
         ("about", Json::text(about)),
         (
@@ -454,6 +523,7 @@ pub fn expectation(about: &str, images: &[String], entries: &[Expected]) -> Json
             Json::List(images.iter().map(Json::text).collect()),
         ),
         ("entries", Json::List(entries.iter().map(entry).collect())),
+        ("deleted", Json::List(deleted.iter().map(gone).collect())),
     ])
 }
 
@@ -483,11 +553,50 @@ pub fn entry(e: &Expected) -> Json {
             members.push(("target", Json::text(String::from_utf8_lossy(&text))));
         }
         Some(content) if content.len() <= HASHED => {
-            members.push(("sha256", Json::text(content.sha256())))
+            members.push(("sha256", Json::text(content.sha256())));
         }
         Some(content) => members.push(("probes", Json::List(probes(content)))),
         None => {}
     }
+    Json::object(members)
+}
+
+/// What is left of one deleted path, as JSON. Positions are bytes of the volume.
+#[must_use]
+pub fn gone(d: &Deleted) -> Json {
+    let at = &d.located;
+    let blocks = at.blocks.iter().map(|b| {
+        Json::object([
+            ("file_offset", Json::Number(b.offset)),
+            ("length", Json::Number(b.len)),
+            ("volume_offset", Json::Number(b.lv)),
+        ])
+    });
+    let how = match d.how {
+        Deletion::Esxi => "as ESXi",
+        Deletion::KeepingPointers => "keeping pointers",
+        Deletion::NameOnly => "name only",
+        Deletion::Formatted => "formatted over",
+    };
+    let mut members = vec![
+        ("path", Json::text(&d.path)),
+        ("how", Json::text(how)),
+        ("fd", Json::text(format!("{:#010x}", at.fd))),
+        ("fd_volume_offset", Json::Number(at.fd_lv)),
+    ];
+    if let Some(content) = &d.content {
+        members.push(("size", Json::Number(content.len())));
+        if content.len() <= 4 * HASHED {
+            members.push(("sha256", Json::text(content.sha256())));
+        }
+    }
+    let pointer_blocks = at
+        .pointer_blocks
+        .iter()
+        .map(|p| Json::Number(p.lv))
+        .collect();
+    members.push(("pointer_blocks", Json::List(pointer_blocks)));
+    members.push(("blocks", Json::List(blocks.collect())));
     Json::object(members)
 }
 
@@ -501,11 +610,7 @@ fn probes(content: &Content) -> Vec<Json> {
     at.dedup();
     at.into_iter()
         .map(|offset| {
-            let hex: String = content
-                .read(offset, 32)
-                .iter()
-                .map(|b| format!("{b:02x}"))
-                .collect();
+            let hex = hex(&content.read(offset, 32));
             Json::object([("offset", Json::Number(offset)), ("hex", Json::Text(hex))])
         })
         .collect()
@@ -516,7 +621,7 @@ pub fn write(dir: &Path, only: &str) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     'samples: for sample in SAMPLES.iter().filter(|s| s.name.contains(only)) {
         let store = sample.build();
-        let entries = store.expected();
+        let (entries, deleted) = (store.expected(), store.deleted().to_vec());
         let devices = store.finish();
         let mut images = Vec::new();
         for (n, device) in devices.iter().enumerate() {
@@ -541,7 +646,7 @@ pub fn write(dir: &Path, only: &str) -> io::Result<()> {
             }
             images.push(image);
         }
-        let json = expectation(sample.about, &images, &entries);
+        let json = expectation(sample.about, &images, &entries, &deleted);
         fs::write(dir.join(format!("{}.json", sample.name)), json.to_string())?;
     }
     Ok(())

@@ -173,7 +173,7 @@ pub fn apply(base: &Device, grains: &BTreeMap<u64, Grain>, grain: u64) -> Device
         let at = n * grain;
         match what {
             Grain::Data(bytes) => {
-                out.write(at, &bytes[..bytes.len().min((out.len() - at) as usize)])
+                out.write(at, &bytes[..bytes.len().min((out.len() - at) as usize)]);
             }
             Grain::Unmapped | Grain::Zero => out.zero(at..(at + grain).min(out.len())),
         }
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn difference_and_apply_are_inverse() {
         let mut base = Device::new(1 << 20);
-        base.write(5000, &[1; 20_000]);
+        base.write(5000, &vec![1; 20_000]);
         let mut new = base.clone();
         new.write(9000, &[2; 5000]);
         new.zero(16_384..20_480);

@@ -61,7 +61,7 @@ impl Content {
         for (at, bytes) in device.blocks() {
             match content.pieces.last_mut() {
                 Some((start, piece)) if *start + piece.len() as u64 == at => {
-                    piece.extend_from_slice(bytes)
+                    piece.extend_from_slice(bytes);
                 }
                 _ => content.pieces.push((at, bytes.to_vec())),
             }
@@ -121,7 +121,7 @@ impl Content {
             at = start + piece.len() as u64;
         }
         skip(&mut hash, self.len - at);
-        hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
+        crate::hex(&hash.finalize())
     }
 
     /// The content as a device of the same length.
@@ -192,6 +192,8 @@ pub enum Placement {
     /// One after the other.
     #[default]
     Contiguous,
+    /// One after the other from this byte of the volume on; file blocks only.
+    From(u64),
     /// All over the volume, in an order that depends on the seed.
     Shuffled(u64),
 }
@@ -231,6 +233,13 @@ impl Layout {
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.placement = Placement::Shuffled(seed);
+        self
+    }
+
+    /// This layout with blocks taken from a byte of the volume on.
+    #[must_use]
+    pub fn from(mut self, lv: u64) -> Self {
+        self.placement = Placement::From(lv);
         self
     }
 

@@ -192,7 +192,7 @@ impl Vmfs {
         // Observed: thin disks carry flag 1 in the owner table of a small file block cluster.
         let flag = u16::from(layout.allocation == Allocation::Thin && fd.len > 1 << 30);
         let mut state = match layout.placement {
-            Placement::Contiguous => 0,
+            Placement::Contiguous | Placement::From(_) => 0,
             Placement::Shuffled(seed) => seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
         };
         let pool = if in_sub_blocks {
@@ -200,6 +200,12 @@ impl Vmfs {
         } else {
             Pool::FileBlock
         };
+        let mut resume = None;
+        if let Placement::From(lv) = layout.placement {
+            assert!(!in_sub_blocks, "sub-blocks cannot be placed");
+            let first = lv / self.spec.file_block_size;
+            resume = Some(self.pool_mut(pool).search_from(first));
+        }
         let mut pointers = BTreeMap::new();
         for &slot in wanted {
             if pointers.contains_key(&slot) {
@@ -231,6 +237,9 @@ impl Vmfs {
                 addresses.file_block(n, zeroed.contains(&slot))
             };
             pointers.insert(slot, address);
+        }
+        if let Some(next) = resume {
+            self.pool_mut(pool).search_from(next);
         }
         pointers
     }

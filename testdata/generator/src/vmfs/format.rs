@@ -9,6 +9,7 @@ use super::{
     FORMAT_TIME, HEARTBEAT_GENERATION, HOST_ADDRESS, HOST_MAC, HOST_UUID, Node, ROOT, Version,
     Vmfs, VmfsSpec, heartbeat_at,
 };
+use crate::Device;
 use std::collections::BTreeMap;
 
 const HEARTBEATS: u64 = 0x30_0000;
@@ -144,8 +145,8 @@ fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
     ])
 }
 
-/// Makes an empty datastore.
-pub(crate) fn format(spec: VmfsSpec) -> Vmfs {
+/// Makes an empty datastore on devices that may hold something.
+pub(crate) fn format(spec: VmfsSpec, devices: Vec<Device>) -> Vmfs {
     let six = spec.version == Version::Six;
     assert!(
         spec.file_block_size == 1 << 20
@@ -160,7 +161,7 @@ pub(crate) fn format(spec: VmfsSpec) -> Vmfs {
         uuid: uuid(spec.seed, 1),
         snapshot: 1,
     };
-    let volume = Volume::new(identity, &spec.extents);
+    let volume = Volume::new(identity, devices);
     let pools = pools(&spec, volume.len());
     let mut vmfs = Vmfs {
         shape: Shape { six },
@@ -175,6 +176,8 @@ pub(crate) fn format(spec: VmfsSpec) -> Vmfs {
         nodes: BTreeMap::new(),
         clock: FORMAT_TIME + 3600,
         generation: 0,
+        journal: None,
+        deleted: Vec::new(),
         spec,
     };
     vmfs.take_system_blocks();
@@ -183,6 +186,9 @@ pub(crate) fn format(spec: VmfsSpec) -> Vmfs {
     vmfs.write_heartbeats();
     if six {
         vmfs.write_unmap();
+    }
+    if vmfs.spec.crashed {
+        vmfs.open_journal();
     }
     vmfs
 }
@@ -390,6 +396,8 @@ impl Vmfs {
             put32(&mut h, 0x148, JOURNAL_BLOCK as u32);
             put32(&mut h, 0x14C, 16_000);
             put32(&mut h, 0x150, 4_000);
+            // Observed on VMFS6, not on VMFS-L; its meaning is not known.
+            h[0x18B] = if self.spec.local { 0 } else { 0x80 };
         }
         self.volume.write(FS_HEADER, &h);
     }
@@ -466,12 +474,12 @@ impl Vmfs {
                 put32(&mut header, 0x54, resource.clusters() as u32);
             }
             self.write_system(number, header_at, &header);
-            let last = resource
-                .highest_used()
-                .map_or(0, |n| n / resource.per_cluster.max(1));
             for cluster in 0..resource.clusters() {
-                if !self.spec.all_cluster_headers && cluster > last {
-                    break;
+                if !self.spec.all_cluster_headers
+                    && cluster >= 8
+                    && !resource.is_cluster_used(cluster)
+                {
+                    continue;
                 }
                 let at = parent
                     .as_ref()

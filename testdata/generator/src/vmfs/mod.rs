@@ -10,6 +10,7 @@ mod data;
 mod descriptor;
 mod directory;
 mod format;
+mod journal;
 mod resource;
 mod tree;
 mod volume;
@@ -51,6 +52,10 @@ pub enum Version {
 
 /// What datastore to make.
 #[derive(Clone, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a property of its own that a test sets by name"
+)]
 pub struct VmfsSpec {
     /// On-disk version.
     pub version: Version,
@@ -72,8 +77,12 @@ pub struct VmfsSpec {
     pub pointer_blocks: Option<u64>,
     /// VMFS6 only: number of journal blocks, as above.
     pub journal_blocks: Option<u64>,
-    /// Write the headers of all clusters. `false` leaves out those behind the last used one, for volumes of many TiB.
+    /// Write the headers of all clusters. `false` leaves out most of those without a used block, for
+    /// volumes of many TiB.
     pub all_cluster_headers: bool,
+    /// The host did not unmount: its heartbeat is in use, and its journal holds images of the descriptors and
+    /// directory blocks that it wrote when files were made, until the journal is full.
+    pub crashed: bool,
     /// Makes UUIDs unlike those of other seeds.
     pub seed: u32,
 }
@@ -94,6 +103,7 @@ impl VmfsSpec {
             pointer_blocks: None,
             journal_blocks: None,
             all_cluster_headers: true,
+            crashed: false,
             seed: 0,
         }
     }
@@ -175,6 +185,32 @@ pub struct Expected {
     pub content: Option<Content>,
 }
 
+/// How a file was deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
+    /// Its descriptor lost links, length, pointers and resident data.
+    Esxi,
+    /// Its descriptor lost its links only.
+    KeepingPointers,
+    /// Its directory entry is gone; the descriptor is in use.
+    NameOnly,
+    /// Its datastore was formatted over.
+    Formatted,
+}
+
+/// A path that is no more, and where everything of it was.
+#[derive(Clone, Debug)]
+pub struct Deleted {
+    /// The path that it had.
+    pub path: String,
+    /// How it was deleted.
+    pub how: Deletion,
+    /// Where everything was, and its bytes still are.
+    pub located: Located,
+    /// What a file held, `None` for a directory.
+    pub content: Option<Content>,
+}
+
 #[derive(Clone, Debug)]
 struct Node {
     fd: Descriptor,
@@ -198,13 +234,30 @@ pub struct Vmfs {
     nodes: BTreeMap<u32, Node>,
     clock: u32,
     generation: u32,
+    journal: Option<journal::Journal>,
+    deleted: Vec<Deleted>,
 }
 
 impl Vmfs {
     /// Formats a datastore.
     #[must_use]
     pub fn new(spec: VmfsSpec) -> Self {
-        format::format(spec)
+        let devices = spec.extents.iter().map(|&len| Device::new(len)).collect();
+        format::format(spec, devices)
+    }
+
+    /// Formats a datastore over devices that hold an older one, as ESXi does: headers, bitmaps and the root are new;
+    /// descriptors, directories, pointer blocks and data of before stay until they are written over. The devices
+    /// take the place of `spec.extents`.
+    #[must_use]
+    pub fn format_over(spec: VmfsSpec, devices: Vec<Device>) -> Self {
+        let extents = devices.iter().map(Device::len).collect();
+        format::format(VmfsSpec { extents, ..spec }, devices)
+    }
+
+    /// Adds the paths of an older datastore, found before it was finished, to those that are no more.
+    pub fn remember(&mut self, older: Vec<Deleted>) {
+        self.deleted.extend(older);
     }
 
     /// Bytes of the volume, which is what LV positions count in.

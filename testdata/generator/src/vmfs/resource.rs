@@ -130,8 +130,9 @@ impl Resource {
         self.used.contains_key(&n)
     }
 
-    pub(crate) fn highest_used(&self) -> Option<u64> {
-        self.used.last_key_value().map(|(&n, _)| n)
+    /// Whether any block of a cluster is in use.
+    pub(crate) fn is_cluster_used(&self, cluster: u64) -> bool {
+        self.in_cluster(cluster).next().is_some()
     }
 
     /// Whether `owner` may still be named in the cluster that holds block `n`.
@@ -191,9 +192,9 @@ impl Resource {
         );
     }
 
-    /// Moves the point from which free blocks are searched.
-    pub(crate) fn search_from(&mut self, n: u64) {
-        self.next = n;
+    /// Moves the point from which free blocks are searched; gives where it was.
+    pub(crate) fn search_from(&mut self, n: u64) -> u64 {
+        std::mem::replace(&mut self.next, n)
     }
 
     /// Marks block `n` free.

@@ -8,7 +8,7 @@ use super::descriptor::{
 use super::directory::{Directory, Entry};
 use super::resource::Pool;
 use super::volume::scsi_disk_id;
-use super::{Expected, Located, Node, ROOT, Vmfs};
+use super::{Deleted, Deletion, Expected, Located, Node, ROOT, Vmfs};
 use std::collections::BTreeMap;
 
 impl Vmfs {
@@ -126,7 +126,7 @@ impl Vmfs {
             ..node.fd
         };
         self.write_descriptor(&stripped);
-        located
+        self.bury(path, Deletion::Esxi, located, node.content)
     }
 
     /// Deletes a file or an empty directory but leaves length, pointers and resident data in its descriptor, which
@@ -137,7 +137,7 @@ impl Vmfs {
             links: 0,
             ..node.fd
         });
-        located
+        self.bury(path, Deletion::KeepingPointers, located, node.content)
     }
 
     /// Wipes the directory entry only: the descriptor stays in use and nothing names it.
@@ -146,6 +146,44 @@ impl Vmfs {
         let (parent, name) = self.parent_of(path);
         let six = self.six();
         self.directory_mut(parent).remove(name.as_bytes(), six);
+        let content = self.node(located.fd).content.clone();
+        self.bury(path, Deletion::NameOnly, located, content)
+    }
+
+    /// Everything that was deleted, in order.
+    #[must_use]
+    pub fn deleted(&self) -> &[Deleted] {
+        &self.deleted
+    }
+
+    /// Everything that exists, as it will be gone when the datastore is formatted over.
+    pub fn doomed(&mut self) -> Vec<Deleted> {
+        let everything = self.expected();
+        let bury = |e: Expected| {
+            let located = self.locate(&e.path);
+            Deleted {
+                path: e.path,
+                how: Deletion::Formatted,
+                located,
+                content: e.content,
+            }
+        };
+        everything.into_iter().map(bury).collect()
+    }
+
+    fn bury(
+        &mut self,
+        path: &str,
+        how: Deletion,
+        located: Located,
+        content: Option<Content>,
+    ) -> Located {
+        self.deleted.push(Deleted {
+            path: path.into(),
+            how,
+            located: located.clone(),
+            content,
+        });
         located
     }
 
@@ -346,9 +384,43 @@ impl Vmfs {
 
     fn add(&mut self, parent: u32, entry: Entry, node: Node) {
         let time = node.fd.time;
+        let name = entry.name.clone();
+        let fd = node.fd.clone();
         self.nodes.insert(entry.address, node);
         self.directory_mut(parent).insert(entry);
         self.node_mut(parent).fd.time = time;
+        if self.journal.is_some() {
+            self.write_descriptor(&fd);
+            let lv = self.descriptor_lv(fd.address);
+            // Observed: the lock and the rest are logged as records of their own.
+            let half = if self.six() {
+                self.shape.size() / 2
+            } else {
+                512
+            };
+            self.log(lv + half, self.shape.size() - half);
+            self.sync_directory(parent);
+            let at = self.directory(parent).entry_at(&name, self.six());
+            let unit = if self.six() { 4096 } else { 512 };
+            let blocks = &self.node(parent).blocks;
+            let of = |at: u64| {
+                blocks
+                    .iter()
+                    .find(|b| (b.offset..b.offset + b.len).contains(&at))
+            };
+            let block = of(at).copied();
+            if let Some(block) = block {
+                // A VMFS5 entry may straddle sectors.
+                let first = (at - block.offset) / unit * unit;
+                let end = (at - block.offset + 140)
+                    .next_multiple_of(unit)
+                    .min(block.len);
+                self.log(
+                    block.lv + first,
+                    if self.six() { unit } else { end - first },
+                );
+            }
+        }
     }
 
     fn take_away(&mut self, path: &str) -> (Located, Node) {

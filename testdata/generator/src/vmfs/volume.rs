@@ -46,11 +46,13 @@ fn device_at(at: u64) -> u64 {
 }
 
 impl Volume {
-    /// Lays out LVM over devices of the given lengths.
-    pub(crate) fn new(identity: Identity, devices: &[u64]) -> Self {
+    /// Lays out LVM over devices; what they hold elsewhere stays.
+    pub(crate) fn new(identity: Identity, devices: Vec<Device>) -> Self {
+        let count = devices.len();
         let mut first_pe = 0;
         let mut extents = Vec::new();
-        for &len in devices {
+        for mut device in devices {
+            let len = device.len();
             let mut pes = len.saturating_sub(DATA) / PE;
             while pes > 0 && device_at(pes * PE - 1) + 1 > len {
                 pes -= 1;
@@ -59,20 +61,21 @@ impl Volume {
                 pes > 0,
                 "a device of {len:#x} bytes has no room for one extent of 256 MiB behind 17 MiB"
             );
+            device.zero(HEADER..DATA);
             extents.push(Extent {
-                device: Device::new(len),
+                device,
                 first_pe,
                 pes,
             });
             first_pe += pes;
         }
         let mut volume = Self { extents };
-        for n in 0..devices.len() {
+        for n in 0..count {
             volume.write_header(identity, n);
             volume.write_table_entry(identity, n);
             volume.write_map(identity, n);
         }
-        for n in 0..devices.len() {
+        for n in 0..count {
             let at = if identity.six { 0x17_F000 } else { 0x17_E200 } + 256 * n as u64;
             let name = format!("naa.6000c29{n:x}7f3a5d10c2b48e6d91a0{n:04x}:1");
             volume.extents[0].device.write(at, name.as_bytes());
@@ -272,7 +275,7 @@ fn device_uuid(lv: [u8; 16], n: usize) -> [u8; 16] {
 /// The usual text form: two words, a half-word and six bytes.
 pub(crate) fn uuid_text(uuid: [u8; 16]) -> String {
     let word = |at: usize| u32::from_le_bytes([uuid[at], uuid[at + 1], uuid[at + 2], uuid[at + 3]]);
-    let mac: String = uuid[10..].iter().map(|b| format!("{b:02x}")).collect();
+    let mac = crate::hex(&uuid[10..]);
     format!(
         "{:08x}-{:08x}-{:04x}-{mac}",
         word(0),
@@ -300,7 +303,7 @@ mod tests {
             uuid: UUID,
             snapshot: 1,
         };
-        let volume = Volume::new(identity, &[0x3FFF_FFE0_0000]);
+        let volume = Volume::new(identity, vec![Device::new(0x3FFF_FFE0_0000)]);
         // Observed on a device of 64 TiB.
         for (lv, device) in [
             (0, 0x110_0000),
@@ -321,7 +324,7 @@ mod tests {
             uuid: UUID,
             snapshot: 1,
         };
-        let mut volume = Volume::new(identity, &[DATA + PE, DATA + PE]);
+        let mut volume = Volume::new(identity, vec![Device::new(DATA + PE); 2]);
         volume.write(PE - 2, b"abcd");
         assert_eq!(volume.read(PE - 3, 6), b"\0abcd\0");
         assert_eq!(volume.locate(PE), (1, DATA));
