@@ -7,5 +7,7 @@ pub static FORMATS: &[&Format] = &[
     &crate::disk::qcow2::FORMAT,
     &crate::disk::vmdk::FORMAT,
     &crate::disk::vmdk::sesparse::FORMAT,
+    &crate::volume::gpt::FORMAT,
+    &crate::volume::mbr::FORMAT,
     &crate::disk::raw::FORMAT,
 ];

@@ -8,6 +8,7 @@
     clippy::as_conversions,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::precedence,
     missing_docs,
     unreachable_pub,
     reason = "tests"
@@ -220,8 +221,11 @@ fn snapshots() {
             folder.run("qemu-io", &["-c", &write, "image.qcow2"]);
             folder.run("qemu-img", &["snapshot", "-c", name, "image.qcow2"]);
         }
-        folder.run("qemu-img", &["resize", "-q", "image.qcow2", "4M"]);
-        folder.run("qemu-io", &["-c", "write -P 9 0 3500k", "image.qcow2"]);
+        if compat == "1.1" {
+            // Only version 3 notes the size of the disk in a snapshot, so that the disk may grow.
+            folder.run("qemu-img", &["resize", "-q", "image.qcow2", "4M"]);
+        }
+        folder.run("qemu-io", &["-c", "write -P 9 0 2500k", "image.qcow2"]);
         let states = disks(&open(&folder.load("image.qcow2")), &[]);
         let names: Vec<&[u8]> = states.iter().map(|disk| disk.name.as_slice()).collect();
         assert_eq!(names, [&b""[..], b"first", b"se cond", b"third"]);
@@ -229,11 +233,11 @@ fn snapshots() {
         for state in &states[1..] {
             let name = String::from_utf8(state.name.clone()).unwrap();
             let old = folder.raw(&["-l", &name, "-f", "qcow2", "image.qcow2"]);
-            // Version 2 does not say how large the disk was.
-            assert!(all(&state.bytes)[..3 << 20] == old[..3 << 20], "{compat} {name}");
+            // qemu-img shows a snapshot with the size that the disk has now.
+            assert!(all(&state.bytes) == old[..3 << 20], "{compat} {name}");
             check(&state.bytes);
         }
-        assert_eq!(states[1].bytes.len(), if compat == "1.1" { 3 << 20 } else { 4 << 20 });
+        assert_eq!(states[1].bytes.len(), 3 << 20);
     }
 }
 
@@ -308,13 +312,15 @@ fn the_sample_is_sound() {
     assert_eq!(walk(&*layer, 0..layer.len()).next().unwrap().len, 8 * 4096, "neighbours are merged");
 }
 
+/// Name, damage, gaps, codes of the audit's findings.
+type Case = (&'static str, fn(&mut Vec<u8>), Vec<(u64, u64, String)>, &'static [&'static str]);
+
 #[test]
 fn one_damage_is_one_outcome() {
     const C: u64 = 4096;
     let truncated = |at: u64, len: u64| vec![(at, len, "truncated".to_owned())];
     let unmapped = |at: u64, len: u64| vec![(at, len, "unmapped".to_owned())];
-    type Patch = fn(&mut Vec<u8>);
-    let cases: Vec<(&str, Patch, Vec<(u64, u64, String)>, &[&str])> = vec![
+    let cases: Vec<Case> = vec![
         ("past the end", |b| l2(b, 3, 1 << 63 | 99 << 30), truncated(3 * C, C), &["QCOW2-L2-RANGE"]),
         ("unaligned", |b| l2(b, 3, 1 << 63 | 0x5200), unmapped(3 * C, C), &["QCOW2-L2-ENTRY"]),
         ("reserved", |b| l2(b, 3, 1 << 58 | 0x5000), unmapped(3 * C, C), &["QCOW2-L2-ENTRY"]),
@@ -405,7 +411,7 @@ fn corrupt_and_dirty_bits() {
 #[test]
 fn a_short_l1_table_loses_what_it_does_not_map() {
     let mut bytes = image();
-    bytes[24..32].copy_from_slice(&(4 << 20_u64).to_be_bytes());
+    bytes[24..32].copy_from_slice(&(4_u64 << 20).to_be_bytes());
     let image = memory(bytes);
     assert_eq!(open(&image).findings[0].code, "QCOW2-L1-SHORT");
     let layer = disk(&image);
