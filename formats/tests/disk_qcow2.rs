@@ -277,6 +277,43 @@ fn corpus_images() {
     }
 }
 
+#[test]
+fn an_image_claims_every_cluster_of_its_file() {
+    if !has("qemu-img", "an_image_claims_every_cluster_of_its_file") {
+        return;
+    }
+    let folder = Folder::new();
+    folder.write("plain.raw", &sample(2 << 20));
+    folder.run(
+        "qemu-img",
+        &["convert", "-O", "qcow2", "-f", "raw", "-o", "cluster_size=4096", "plain.raw", "image.qcow2"],
+    );
+    folder.run("qemu-img", &["snapshot", "-c", "one", "image.qcow2"]);
+    folder.run("qemu-img", &["bitmap", "--add", "image.qcow2", "changes"]);
+    folder.run("qemu-io", &["-c", "write -P 1 1M 64k", "image.qcow2"]);
+    let image = folder.load("image.qcow2");
+    let mut claimed = vec![false; image.len().div_ceil(4096) as usize];
+    for state in disks(&open(&image), &[]) {
+        for part in 0..state.bytes.parts() {
+            let _ = state.bytes.audit(part, &mut |note| {
+                if let vdrecover_formats::Note::Claim { layer, range, .. } = note {
+                    assert_eq!(layer.len(), image.len(), "claims are on the file");
+                    claimed[(range.start / 4096) as usize..range.end.div_ceil(4096) as usize].fill(true);
+                }
+                std::ops::ControlFlow::Continue(())
+            });
+        }
+    }
+    // The image's own refcounts, 16 bits each, say the same: what nothing claims is free.
+    let bytes = all(&image);
+    let number = |at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap()) as usize;
+    let block = number(number(48));
+    for (cluster, claimed) in claimed.iter().enumerate() {
+        let refcount = &bytes[block + cluster * 2..][..2];
+        assert_eq!(*claimed, refcount != [0, 0], "cluster {cluster}");
+    }
+}
+
 /// Clusters of 4 KiB: 0 header, 1 L1, 2 L2, 3.. data. The disk has 16 clusters, the first 8 of them have data, the
 /// ninth is zero, the others are nowhere.
 fn image() -> Vec<u8> {

@@ -415,6 +415,7 @@ fn every_extent_counts() {
         sound(35, 4, "truncated"),
     ];
     assert_eq!(map(&layer), rows);
+    assert_eq!(findings(&layer), ["VMDK-EXTENT-SHORT"]);
     let (bytes, _) = read_vec(&*layer, 0, 39 * 512);
     let firsts: Vec<u8> = bytes.chunks(512).map(|sector| sector[0]).collect();
     let mut want = vec![3, 4, 5, 6, 0, 0, 0, 1, 2];

@@ -143,6 +143,20 @@ fn one_damage_is_one_outcome() {
 }
 
 #[test]
+fn a_backup_that_is_not_in_the_last_sector() {
+    // The device grew, or something was appended to its image, and the primary table is gone.
+    for sector in [512, 4096] {
+        let mut bytes = sample_gpt(sector);
+        bytes[sector..3 * sector].fill(0);
+        bytes.resize(300 * sector, 0xcc);
+        let image = memory(bytes);
+        assert_eq!(format_of(&image), "gpt");
+        let opened = open(&image);
+        assert_eq!((codes(&opened), rows(&opened)), (vec!["GPT-PRIMARY"], expected(sector as u64)));
+    }
+}
+
+#[test]
 fn copies_that_disagree() {
     let mut bytes = sample_gpt(512);
     let other = gpt_disk(512, &[(0, 10, 25, "older")]);
@@ -179,7 +193,9 @@ fn hostile_tables() {
             }
             if let Ok(opened) = (gpt::FORMAT.open)(&memory(bytes), &memo()) {
                 assert!(!opened.findings.is_empty());
-                volumes(&opened).iter().for_each(|volume| check(&volume.bytes));
+                for volume in volumes(&opened) {
+                    check(&volume.bytes);
+                }
             }
         }
     }
@@ -196,36 +212,91 @@ fn hostile_tables() {
 #[test]
 fn corpus_volumes() {
     let Some(folder) = corpus("corpus_volumes", "volumes") else { return };
-    for (name, format, count, first) in [
-        ("mbr.bin", "mbr", 2, "VMware VMFS"),
-        ("gpt_esxi.bin", "gpt", 0, ""),
-        ("gpt_hybrid.bin", "gpt", 0, ""),
-        ("gpt_4k.bin", "gpt", 0, ""),
-    ] {
+    let of = |name: &str| {
         let image = load(&folder.join(name));
-        println!("{name}: {} {:#?}", format_of(&image), rows(&open(&image)));
-        println!("{:#?}", open(&image).findings);
-        assert_eq!(format_of(&image), format, "{name}");
-        let _ = (count, first);
-    }
+        let opened = open(&image);
+        let mut codes = codes(&opened);
+        codes.dedup();
+        let rows = rows(&opened).into_iter().map(|(name, from, to, about)| format!("{name} {from}..{to} {about}"));
+        (format_of(&image), rows.collect::<Vec<_>>(), codes)
+    };
+    // All four are the first sectors of larger disks.
+    let basic = "NTFS, exFAT or HPFS (0x07)";
+    let rows = vec![format!("p1 1048576..525336576 {basic}"), format!("p2 525336576..64423460864 {basic}")];
+    assert_eq!(of("mbr.bin"), ("mbr", rows, vec!["MBR-RANGE"]));
+    let rows = [
+        "p1 32768..104890368 EFI system `BOOT`",
+        "p5 106954752..4400873472 Microsoft basic data `BOOTBANK1`",
+        "p6 4401922048..8695840768 Microsoft basic data `BOOTBANK2`",
+        "p7 8696889344..137438953472 VMware VMFS-L (OSDATA) `OSDATA`",
+        "p8 137440002048..152471322112 VMware VMFS `datastore1`",
+    ];
+    assert_eq!(of("gpt_esxi.bin"), ("gpt", rows.map(str::to_owned).to_vec(), vec!["GPT-BACKUP", "GPT-RANGE"]));
+    let (format, rows, codes) = of("gpt_hybrid.bin");
+    assert_eq!((format, rows.len(), codes), ("gpt", 3, vec!["GPT-BACKUP", "GPT-HYBRID", "GPT-RANGE"]));
+    let (format, rows, codes) = of("gpt_4k.bin");
+    assert_eq!((format, rows.len(), codes), ("gpt", 3, vec!["GPT-BACKUP", "GPT-RANGE"]));
+    assert_eq!(rows[0], "p1 1048576..2101248 Linux filesystem `Linux filesystem`", "sectors of 4096 bytes");
 }
 
 #[test]
 fn corpus_disks() {
     let Some(folder) = corpus("corpus_disks", "disks/dfvfs") else { return };
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if !name.contains(".raw.gz") {
+    for (name, format, want) in [
+        ("mbr", "mbr", &[("p1", 512, 66_560), ("p5", 67_072, 133_120)][..]),
+        ("gpt", "gpt", &[("p1", 1_048_576, 1_114_112), ("p2", 2_097_152, 2_162_688)]),
+        ("gpt_non_sequential", "gpt", &[("p1", 1_048_576, 1_114_112), ("p3", 3_145_728, 3_211_264)]),
+        // File systems, and what else has a boot signature.
+        ("fat12", "raw", &[]),
+        ("ntfs", "raw", &[]),
+        ("ext4", "raw", &[]),
+        ("xfs", "raw", &[]),
+        ("iso9660", "raw", &[]),
+        ("luks1", "raw", &[]),
+    ] {
+        let mut bytes = Vec::new();
+        let file = std::fs::File::open(folder.join(format!("{name}.raw.gz"))).unwrap();
+        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(file), &mut bytes).unwrap();
+        let image = memory(bytes);
+        let is_volumes = [&gpt::FORMAT, &mbr::FORMAT].into_iter().any(|row| (row.probe)(&*image) > 0);
+        assert_eq!(is_volumes, format != "raw", "{name}");
+        if !is_volumes {
             continue;
         }
-        let mut bytes = Vec::new();
-        let mut file = flate2::read::GzDecoder::new(std::fs::File::open(&path).unwrap());
-        std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
-        let image = memory(bytes);
-        println!("{name}: {}", format_of(&image));
-        if matches!(format_of(&image), "gpt" | "mbr") {
-            println!("{:#?} {:#?}", rows(&open(&image)), open(&image).findings);
+        assert_eq!(format_of(&image), format, "{name}");
+        let opened = open(&image);
+        let rows = rows(&opened);
+        let rows: Vec<_> = rows.iter().map(|(name, from, to, _)| (name.as_str(), *from, *to)).collect();
+        assert_eq!((rows.as_slice(), codes(&opened)), (want, vec![]), "{name}");
+        for volume in volumes(&opened) {
+            check(&volume.bytes);
         }
     }
+}
+
+#[test]
+fn tables_of_sgdisk() {
+    if !has("sgdisk", "tables_of_sgdisk") {
+        return;
+    }
+    let folder = Folder::new();
+    folder.write("disk.raw", &vec![0; 16 << 20]);
+    let args = ["-n1:2048:4095", "-t1:fb00", "-c1:data store", "-n7:8192:+1M", "-t7:8200", "-n3:20000:0", "disk.raw"];
+    folder.run("sgdisk", &args);
+    let opened = open(&folder.load("disk.raw"));
+    assert_eq!(codes(&opened), [""; 0]);
+    let listed = folder.run("sgdisk", &["-p", "disk.raw"]);
+    let listed: Vec<(String, u64, u64)> = listed
+        .lines()
+        .filter_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let number: u64 = words.first()?.parse().ok()?;
+            let (first, last): (u64, u64) = (words.get(1)?.parse().ok()?, words.get(2)?.parse().ok()?);
+            Some((format!("p{number}"), first * 512, (last + 1) * 512))
+        })
+        .collect();
+    let ours: Vec<_> = rows(&opened).into_iter().map(|(name, from, to, _)| (name, from, to)).collect();
+    assert_eq!(ours, listed);
+    assert_eq!(rows(&opened)[0].3, "VMware VMFS `data store`");
+    assert_eq!(rows(&opened)[2].3, "Linux swap");
 }

@@ -19,7 +19,7 @@ use crate::note::Finding;
 use crate::num::narrow;
 use crate::read::{read, read_exact, read_vec};
 use descriptor::{Access, Descriptor, Extent, Kind};
-use extent::{Extents, Part, Stored};
+use extent::{Part, Stored, Vmdk};
 use sparse::Parent;
 use std::sync::Arc;
 
@@ -165,7 +165,7 @@ fn observations(descriptor: &Descriptor) -> Vec<Finding> {
     findings
 }
 
-fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], memo: &Memo) -> Extents {
+fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], memo: &Memo) -> Vmdk {
     let mut findings = Vec::new();
     // The parent is the last want.
     let parent = match (wants_parent, others.last()) {
@@ -189,7 +189,15 @@ fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], m
             (Kind::Device, _) => Stored::Lost(Why::Absent),
             (kind, _) => match file {
                 None => Stored::Lost(Why::Absent),
-                Some(file) if *kind == Kind::Flat => Stored::In(file.clone(), extent.offset.saturating_mul(512)),
+                Some(file) if *kind == Kind::Flat => {
+                    let offset = extent.offset.saturating_mul(512);
+                    let end = offset.saturating_add(extent.len());
+                    if file.len() < end {
+                        let text = format!("the extent's file has {} bytes, {end} are needed", file.len());
+                        findings.push(Finding::new("VMDK-EXTENT-SHORT", extent.line.clone(), Trust::Sound, text));
+                    }
+                    Stored::In(file.clone(), offset)
+                }
                 Some(file) => {
                     let parent = match &parent {
                         None => Parent::None,
@@ -203,7 +211,7 @@ fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], m
         parts.push(Part { start, len: extent.len(), stored, trust, line: extent.line.start });
         start = start.saturating_add(extent.len());
     }
-    Extents::new(parts, findings)
+    Vmdk::new(parts, findings)
 }
 
 /// Opens a sparse extent by the magic in its file: the word in the descriptor is only what its writer thought.
