@@ -110,7 +110,8 @@ impl Image {
                 // Units are keyed by guest offset: each state has its own.
                 units: self.memo.share(),
                 l1_table_offset,
-                l1_size: l1_size.into(),
+                // Hostile headers claim billions; entries behind the end of the file map nothing.
+                l1_size: u64::from(l1_size).min(self.tables.layer().len().saturating_sub(l1_table_offset).div_ceil(8)),
                 len,
                 dialect: Dialect {
                     cluster_bits: self.header.cluster_bits,

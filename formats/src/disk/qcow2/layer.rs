@@ -28,6 +28,7 @@ pub(super) struct Qcow2 {
     pub tables: Entries,
     pub units: Memo,
     pub l1_table_offset: u64,
+    /// Entries of the L1 table that lie inside the file.
     pub l1_size: u64,
     pub len: u64,
     pub dialect: Dialect,
@@ -279,6 +280,11 @@ impl Layer for Qcow2 {
             let len = self.l1_size.min(needed).saturating_mul(8);
             claim(self.file(), self.l1_table_offset, len, Use::Metadata, sink)?;
             self.metadata.iter().try_for_each(|what| self.claim_metadata(*what, &mut *sink))?;
+        }
+        if part.saturating_add(1) >= self.parts() {
+            // What no L1 entry maps is one run.
+            let start = self.l1_size.saturating_mul(shl(1, self.l1_span_bits())).min(self.len);
+            audit_runs(self, start..self.len, None, CODES, sink)?;
         }
         for index in first..last {
             let start = index.saturating_mul(shl(1, self.l1_span_bits()));

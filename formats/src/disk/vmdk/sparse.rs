@@ -110,6 +110,12 @@ impl<D: Dialect> Sparse<D> {
         self.shape.grain_bits.saturating_add(self.shape.table_bits)
     }
 
+    /// Entries of the directory that lie inside the file: hostile headers claim more than memory could count.
+    fn tables(&self) -> u64 {
+        let inside = self.file().len().saturating_sub(self.shape.directory);
+        self.shape.tables.min(inside.div_ceil(D::DIRECTORY_ENTRY))
+    }
+
     fn directory_entry_at(&self, index: u64) -> u64 {
         self.shape.directory.saturating_add(index.saturating_mul(D::DIRECTORY_ENTRY))
     }
@@ -125,8 +131,8 @@ impl<D: Dialect> Sparse<D> {
         let first = at >> bits;
         let span_end = |index: u64| index.saturating_add(1).saturating_mul(shl(1, bits));
         let rest = |index: u64| span_end(index).saturating_sub(at).min(want);
-        if first >= self.shape.tables {
-            return Err(Run::lost(want, Why::Unmapped, self.directory_entry_at(self.shape.tables)));
+        if first >= self.tables() {
+            return Err(Run::lost(want, Why::Unmapped, self.directory_entry_at(self.tables())));
         }
         let entry_at = self.directory_entry_at(first);
         let page = self.entries.page(entry_at);
@@ -141,7 +147,7 @@ impl<D: Dialect> Sparse<D> {
                 loop {
                     let next = last.saturating_add(1);
                     let next_at = self.directory_entry_at(next);
-                    let more = span_end(last).saturating_sub(at) < want && next < self.shape.tables;
+                    let more = span_end(last).saturating_sub(at) < want && next < self.tables();
                     if !more || !page.covers(next_at) || self.dialect.table(&page, next_at) != Ok(Table::None) {
                         break;
                     }
@@ -250,13 +256,13 @@ impl<D: Dialect> Layer for Sparse<D> {
     }
 
     fn parts(&self) -> u32 {
-        parts(self.shape.tables.min(self.shape.len.div_ceil(shl(1, self.span_bits()))), TABLES_A_PART)
+        parts(self.tables().min(self.shape.len.div_ceil(shl(1, self.span_bits()))), TABLES_A_PART)
     }
 
     fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
         let span = shl(1, self.span_bits());
         if part == 0 {
-            let len = self.shape.tables.min(self.shape.len.div_ceil(span)).saturating_mul(D::DIRECTORY_ENTRY);
+            let len = self.tables().min(self.shape.len.div_ceil(span)).saturating_mul(D::DIRECTORY_ENTRY);
             claim(self.file(), self.shape.directory, len, Use::Metadata, sink)?;
             for (at, len, of) in &self.areas {
                 claim(self.file(), *at, *len, *of, sink)?;
