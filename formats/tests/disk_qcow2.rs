@@ -509,3 +509,29 @@ fn mutated_images_are_lawful() {
     mutate(&bytes, 400, 110, open);
     mutate(&bytes, 400, 3 * 4096, open);
 }
+
+#[test]
+fn mutated_images_of_qemu_are_lawful() {
+    if !has("qemu-img", "mutated_images_of_qemu_are_lawful") {
+        return;
+    }
+    let folder = Folder::new();
+    folder.write("plain.raw", &sample(192 << 10));
+    for options in [
+        "compat=1.1,cluster_size=512",
+        "compat=1.1,cluster_size=4096,compression_type=zstd",
+        "compat=1.1,cluster_size=16384,extended_l2=on",
+    ] {
+        folder.run("qemu-img", &["convert", "-c", "-O", "qcow2", "-o", options, "-f", "raw", "plain.raw", "a.qcow2"]);
+        folder.run("qemu-io", &["-c", "write -P 1 20k 9k", "-c", "write -z 64k 16k", "a.qcow2"]);
+        folder.run("qemu-img", &["snapshot", "-c", "s", "a.qcow2"]);
+        let bytes = std::fs::read(folder.path("a.qcow2")).unwrap();
+        let open = |image: &Bytes| {
+            let opened = (FORMAT.open)(image, &memo()).ok()?;
+            let states = disks(&opened, &vec![Some(memory(vec![5; 50_000])); opened.wants.len()]);
+            states.last().map(|state| state.bytes.clone())
+        };
+        mutate(&bytes, 100, 128, open);
+        mutate(&bytes, 200, bytes.len(), open);
+    }
+}
