@@ -384,6 +384,43 @@ fn flat_images_of_qemu_img() {
 }
 
 #[test]
+fn hosted_sparse_extents_have_two_tables() {
+    if !has("qemu-img", "hosted_sparse_extents_have_two_tables") {
+        return;
+    }
+    let folder = Folder::new();
+    let plain = sample((40 << 20) + 512);
+    folder.write("plain.raw", &plain);
+    let options = "subformat=twoGbMaxExtentSparse";
+    folder.run("qemu-img", &["convert", "-O", "vmdk", "-o", options, "-f", "raw", "plain.raw", "a.vmdk"]);
+    let opened = open(&folder.load("a.vmdk"));
+    let good = std::fs::read(folder.path("a-s001.vmdk")).unwrap();
+    let sector = |at: usize| u64::from_le_bytes(good[at..at + 8].try_into().unwrap()) as usize * 512;
+    let (second, primary) = (sector(48), sector(56));
+    let table = |at: usize| u32::from_le_bytes(good[at..at + 4].try_into().unwrap()) as usize * 512;
+    let trust_of = |bytes: Vec<u8>| {
+        let layer = disks(&opened, &[Some(memory(bytes))])[0].bytes.clone();
+        check(&layer);
+        assert!(all(&layer) == plain);
+        let trust = read_vec(&*layer, 0, plain.len()).1.trust;
+        assert_eq!(findings(&layer).contains(&"KDMV-COPIES"), trust == Trust::Doubtful);
+        trust
+    };
+    assert_eq!(trust_of(good.clone()), Trust::Sound);
+    for at in [primary, second, table(primary), table(second)] {
+        for garbage in [0, 0xff] {
+            let mut bytes = good.clone();
+            bytes[at..at + 8].fill(garbage);
+            assert_eq!(trust_of(bytes), Trust::Doubtful, "{at:#x} {garbage}");
+        }
+    }
+    let open = |image: &Bytes| Some(disks(&opened, &[Some(image.clone())])[0].bytes.clone());
+    let head = primary + 64 * 512;
+    mutate(&good[..head.min(good.len())], 100, 79, open);
+    mutate(&good[..head.min(good.len())], 100, head, open);
+}
+
+#[test]
 fn every_extent_counts() {
     let text = "\u{feff}\r\n# Disk DescriptorFile\r\nVERSION=1\r\nCid=fffffffe\r\nparentCID=ffffffff\r\n\
         createType=\"custom\"\r\nRW 4 FLAT \"a.vmdk\" 2\r\nRW 3 ZERO\r\nRDONLY 2 FLAT \"b.vmdk\" 0\r\n\

@@ -6,6 +6,7 @@
 mod cowd;
 mod descriptor;
 mod extent;
+mod hosted;
 pub mod sesparse;
 mod sparse;
 
@@ -17,7 +18,7 @@ use crate::link::{Content, Disk, Fact, Link, Opened, Role, Want};
 use crate::memo::Memo;
 use crate::note::Finding;
 use crate::num::narrow;
-use crate::read::{read, read_exact, read_vec};
+use crate::read::{read, read_vec};
 use descriptor::{Access, Descriptor, Extent, Kind};
 use extent::{Part, Stored, Vmdk};
 use sparse::Parent;
@@ -26,7 +27,7 @@ use std::sync::Arc;
 /// The row in the table of formats.
 pub static FORMAT: Format = Format {
     name: "vmdk",
-    about: "VMware disk descriptor with its extents (flat, VMFS, COWD, SESparse)",
+    about: "VMware disk descriptor with its extents (flat, VMFS, hosted sparse, COWD, SESparse)",
     spec: "VMware Virtual Disk Format 5.0; libyal VMDK format notes",
     // The signature may stand behind blanks, and is text in any case.
     magics: &[],
@@ -218,13 +219,16 @@ fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], m
 fn sparse_extent(extent: &Extent, file: &Bytes, parent: Parent, memo: &Memo, findings: &mut Vec<Finding>) -> Stored {
     let entries = || Entries::new(file.clone(), memo.share());
     let mut magic = [0; 4];
+    let _ = read(&**file, 0, &mut magic);
     let opened: Result<Bytes, Error> = if sesparse::is_sesparse(&**file) {
         sesparse::Header::load(&**file).map(|header| {
             let found = header.findings.clone();
             let layer: Bytes = Arc::new(header.into_layer(entries(), parent, found));
             layer
         })
-    } else if read_exact(&**file, 0, &mut magic).is_ok() && magic == *cowd::MAGIC {
+    } else if magic == *hosted::MAGIC {
+        hosted::load(&entries(), &parent)
+    } else if magic == *cowd::MAGIC {
         cowd::load(entries(), parent).map(|layer| -> Bytes { Arc::new(layer) })
     } else {
         Err(Error::unsupported(format!("an extent that starts with {}", magic.escape_ascii())))

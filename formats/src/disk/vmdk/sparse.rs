@@ -6,7 +6,7 @@ use crate::layer::{Bytes, Layer, Loss, Place, Run, Trust, Why};
 use crate::note::{Note, Sink, Use};
 use crate::{Error, Finding, num::wide};
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// The disk that shows where an extent has nothing.
 #[derive(Clone)]
@@ -240,6 +240,25 @@ impl<D: Dialect> Sparse<D> {
     }
 }
 
+impl<D: Dialect> Sparse<D> {
+    /// The bytes of the disk that a part of the audit is about. The last one has all that no table maps.
+    pub(super) fn span(&self, part: u32) -> Range<u64> {
+        let each = shl(1, self.span_bits()).saturating_mul(wide(TABLES_A_PART));
+        let start = each.saturating_mul(part.into()).min(self.shape.len);
+        let is_last = part.saturating_add(1) >= self.parts();
+        let end = if is_last { self.shape.len } else { start.saturating_add(each) };
+        start..end.min(self.shape.len)
+    }
+
+    /// The parent, if there is one.
+    pub(super) fn parent(&self) -> Option<&dyn Layer> {
+        match &self.parent {
+            Parent::Given(layer, _) => Some(&**layer),
+            _ => None,
+        }
+    }
+}
+
 /// A part of an audit is at most this many tables.
 const TABLES_A_PART: usize = 64;
 
@@ -271,14 +290,8 @@ impl<D: Dialect> Layer for Sparse<D> {
                 sink(Note::Finding(finding.clone()))?;
             }
         }
-        let each = span.saturating_mul(wide(TABLES_A_PART));
-        let start = each.saturating_mul(part.into());
-        let end = if part.saturating_add(1) >= self.parts() { self.shape.len } else { start.saturating_add(each) };
-        let end = end.min(self.shape.len);
-        let parent = match &self.parent {
-            Parent::Given(layer, _) => Some(&**layer),
-            _ => None,
-        };
+        let Range { start, end } = self.span(part);
+        let parent = self.parent();
         let mut at = start;
         while at < end {
             let next = match self.directory_run(at, end.saturating_sub(at)) {
