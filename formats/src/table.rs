@@ -7,6 +7,8 @@ pub static FORMATS: &[&Format] = &[
     &crate::disk::qcow2::FORMAT,
     &crate::disk::vmdk::FORMAT,
     &crate::disk::vmdk::sesparse::FORMAT,
+    &crate::volume::gpt::FORMAT,
+    &crate::volume::mbr::FORMAT,
     &crate::vmfs::FORMAT,
     &crate::disk::raw::FORMAT,
 ];

@@ -4,6 +4,7 @@
 //! through the case's cache, so that a header that claims a table of gigabytes costs nothing.
 //! Refcounts are not needed for reading and are not read.
 
+mod bitmap;
 mod entry;
 mod header;
 mod layer;
@@ -19,7 +20,7 @@ use crate::read::read_exact;
 use byteorder::{BigEndian, ByteOrder};
 use entry::Dialect;
 use header::{Compression, Header, crypt_name, incompatible};
-use layer::{Other, State};
+use layer::{Metadata, Other, Qcow2};
 use snapshot::Snapshot;
 use std::sync::Arc;
 
@@ -48,7 +49,7 @@ fn probe(layer: &dyn Layer) -> u8 {
 
 fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let mut header = Header::load(&**bytes)?;
-    let (snapshots, findings) = snapshot::load(&**bytes, &header);
+    let (snapshots, findings, snapshots_len) = snapshot::load(&**bytes, &header);
     header.findings.extend(findings);
     let findings = std::mem::take(&mut header.findings);
     let trust = findings.iter().map(|finding| finding.trust).max().unwrap_or_default();
@@ -61,8 +62,17 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
         wants.push(Want { role: Role::DataFile, id: None, hint: header.data_file_name.clone(), len: None });
     }
     let facts = facts(&header, &snapshots);
-    let image =
-        Image { tables: Entries::new(bytes.clone(), memo.share()), memo: memo.clone(), header, snapshots, trust };
+    // QEMU's limit for the refcount table is 8 MiB.
+    let refcounts = u64::from(header.refcount_table_clusters).saturating_mul(header.cluster_size()).min(8 << 20) >> 3;
+    let mut metadata = vec![
+        Metadata::Range(0, header.cluster_size()),
+        Metadata::Range(header.snapshots_offset, snapshots_len),
+        Metadata::Clusters(header.refcount_table_offset, refcounts),
+    ];
+    metadata.extend(header.crypto_header.map(|(at, len)| Metadata::Range(at, len)));
+    metadata.extend(header.bitmaps.into_iter().flat_map(|bitmaps| bitmap::metadata(&**bytes, bitmaps)));
+    let tables = Entries::new(bytes.clone(), memo.share());
+    let image = Image { tables, memo: memo.clone(), header, snapshots, trust, metadata };
     let link = Link { len: image.header.size, ..Link::default() };
     Ok(Opened { link, wants, join: Box::new(move |others| Ok(image.join(others))), findings, facts })
 }
@@ -74,6 +84,7 @@ struct Image {
     header: Header,
     snapshots: Vec<Snapshot>,
     trust: Trust,
+    metadata: Vec<Metadata>,
 }
 
 impl Image {
@@ -93,13 +104,14 @@ impl Image {
         } else {
             Other::None
         };
-        let state = |l1_table_offset, l1_size: u32, len| -> Bytes {
-            Arc::new(State {
+        let state = |l1_table_offset, l1_size: u32, len, metadata: &[Metadata]| -> Bytes {
+            Arc::new(Qcow2 {
                 tables: self.tables.clone(),
                 // Units are keyed by guest offset: each state has its own.
                 units: self.memo.share(),
                 l1_table_offset,
-                l1_size: l1_size.into(),
+                // Hostile headers claim billions; entries behind the end of the file map nothing.
+                l1_size: u64::from(l1_size).min(self.tables.layer().len().saturating_sub(l1_table_offset).div_ceil(8)),
                 len,
                 dialect: Dialect {
                     cluster_bits: self.header.cluster_bits,
@@ -112,13 +124,14 @@ impl Image {
                 backing: backing.clone(),
                 data_file: data_file.clone(),
                 trust: self.trust,
+                metadata: metadata.to_vec(),
             })
         };
         let Header { l1_table_offset, l1_size, size, .. } = self.header;
-        let mut disks = vec![Disk { name: Vec::new(), bytes: state(l1_table_offset, l1_size, size) }];
+        let mut disks = vec![Disk { name: Vec::new(), bytes: state(l1_table_offset, l1_size, size, &self.metadata) }];
         disks.extend(self.snapshots.iter().map(|snapshot| Disk {
             name: snapshot.name.clone(),
-            bytes: state(snapshot.l1_table_offset, snapshot.l1_size, snapshot.size),
+            bytes: state(snapshot.l1_table_offset, snapshot.l1_size, snapshot.size, &[]),
         }));
         Content::Disks(disks)
     }
@@ -161,8 +174,8 @@ fn facts(header: &Header, snapshots: &[Snapshot]) -> Vec<Fact> {
     if let Some(name) = &header.data_file_name {
         facts.push(Fact::new("data_file", text(name)));
     }
-    if let Some(count) = header.bitmaps {
-        facts.push(Fact::new("bitmaps", count.to_string()));
+    if let Some(bitmaps) = &header.bitmaps {
+        facts.push(Fact::new("bitmaps", bitmaps.count.to_string()));
     }
     facts.push(Fact::new("snapshots", header.nb_snapshots.to_string()));
     facts.extend(snapshots.iter().map(|snapshot| {

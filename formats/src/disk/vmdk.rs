@@ -6,6 +6,7 @@
 mod cowd;
 mod descriptor;
 mod extent;
+mod hosted;
 pub mod sesparse;
 mod sparse;
 
@@ -17,16 +18,16 @@ use crate::link::{Content, Disk, Fact, Link, Opened, Role, Want};
 use crate::memo::Memo;
 use crate::note::Finding;
 use crate::num::narrow;
-use crate::read::{read, read_exact, read_vec};
+use crate::read::{read, read_vec};
 use descriptor::{Access, Descriptor, Extent, Kind};
-use extent::{Extents, Part, Stored};
+use extent::{Part, Stored, Vmdk};
 use sparse::Parent;
 use std::sync::Arc;
 
 /// The row in the table of formats.
 pub static FORMAT: Format = Format {
     name: "vmdk",
-    about: "VMware disk descriptor with its extents (flat, VMFS, COWD, SESparse)",
+    about: "VMware disk descriptor with its extents (flat, VMFS, hosted sparse, COWD, SESparse)",
     spec: "VMware Virtual Disk Format 5.0; libyal VMDK format notes",
     // The signature may stand behind blanks, and is text in any case.
     magics: &[],
@@ -167,7 +168,7 @@ fn observations(descriptor: &Descriptor) -> Vec<Finding> {
     findings
 }
 
-fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], memo: &Memo) -> Extents {
+fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], memo: &Memo) -> Vmdk {
     let mut findings = Vec::new();
     // The parent is the last want.
     let parent = match (wants_parent, others.last()) {
@@ -191,7 +192,15 @@ fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], m
             (Kind::Device, _) => Stored::Lost(Why::Absent),
             (kind, _) => match file {
                 None => Stored::Lost(Why::Absent),
-                Some(file) if *kind == Kind::Flat => Stored::In(file.clone(), extent.offset.saturating_mul(512)),
+                Some(file) if *kind == Kind::Flat => {
+                    let offset = extent.offset.saturating_mul(512);
+                    let end = offset.saturating_add(extent.len());
+                    if file.len() < end {
+                        let text = format!("the extent's file has {} bytes, {end} are needed", file.len());
+                        findings.push(Finding::new("VMDK-EXTENT-SHORT", extent.line.clone(), Trust::Sound, text));
+                    }
+                    Stored::In(file.clone(), offset)
+                }
                 Some(file) => {
                     let parent = match &parent {
                         None => Parent::None,
@@ -205,20 +214,23 @@ fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], m
         parts.push(Part { start, len: extent.len(), stored, trust, line: extent.line.start });
         start = start.saturating_add(extent.len());
     }
-    Extents::new(parts, findings)
+    Vmdk::new(parts, findings)
 }
 
 /// Opens a sparse extent by the magic in its file: the word in the descriptor is only what its writer thought.
 fn sparse_extent(extent: &Extent, file: &Bytes, parent: Parent, memo: &Memo, findings: &mut Vec<Finding>) -> Stored {
     let entries = || Entries::new(file.clone(), memo.share());
     let mut magic = [0; 4];
+    let _ = read(&**file, 0, &mut magic);
     let opened: Result<Bytes, Error> = if sesparse::is_sesparse(&**file) {
         sesparse::Header::load(&**file).map(|header| {
             let found = header.findings.clone();
             let layer: Bytes = Arc::new(header.into_layer(entries(), parent, found));
             layer
         })
-    } else if read_exact(&**file, 0, &mut magic).is_ok() && magic == *cowd::MAGIC {
+    } else if magic == *hosted::MAGIC {
+        hosted::load(&entries(), &parent)
+    } else if magic == *cowd::MAGIC {
         cowd::load(entries(), parent).map(|layer| -> Bytes { Arc::new(layer) })
     } else {
         Err(Error::unsupported(format!("an extent that starts with {}", magic.escape_ascii())))

@@ -3,7 +3,7 @@
 //! Both copies are read. The primary is used if its checksums hold, else the backup if its do, else what there is,
 //! doubtfully.
 
-use super::boot::{BootSector, bytes, overlaps, type_name, volume_name};
+use super::boot::{BootSector, PROTECTIVE, bytes, overlaps, type_name, volume_name};
 use crate::adapt::{Trusted, Window};
 use crate::error::Error;
 use crate::format::{Format, Magic, score};
@@ -165,6 +165,16 @@ fn last_sector(layer: &dyn Layer, sector: u64) -> Option<u64> {
     layer.len().checked_div(sector)?.checked_sub(1)?.checked_mul(sector)
 }
 
+/// Where a backup header may be when no primary one says so: in the last sector, or, if the device grew or something
+/// was appended to its image, in the last one that the protective MBR covers.
+fn backup_places(layer: &dyn Layer, sector: u64) -> impl Iterator<Item = (u64, u64)> {
+    let covered = BootSector::load(layer, 0).ok().and_then(|boot| {
+        let entry = boot.entries().into_iter().find(|entry| entry.kind == PROTECTIVE)?;
+        entry.start.checked_add(entry.sectors)?.checked_sub(1)?.checked_mul(sector)
+    });
+    [last_sector(layer, sector), covered].into_iter().flatten().map(move |at| (at, sector))
+}
+
 fn probe(layer: &dyn Layer) -> u8 {
     let boot = BootSector::load(layer, 0).ok();
     let is_mbr = boot.is_some_and(|boot| boot.is_table(layer.len()) && !boot.is_protective());
@@ -178,13 +188,16 @@ fn probe(layer: &dyn Layer) -> u8 {
             .is_ok_and(|header| header_crc(layer, sector, sector, &header) == Some(header.header_crc32));
         return if proven { score::PROVEN } else { score::MAGIC };
     }
-    let backup = SECTORS.into_iter().filter_map(|sector| Some((sector, last_sector(layer, sector)?)));
-    let holds = |(sector, at): (u64, u64)| {
+    let holds = |(at, sector): (u64, u64)| {
         has_signature(layer, at)
             && RawHeader::load(layer, at)
                 .is_ok_and(|header| header_crc(layer, at, sector, &header) == Some(header.header_crc32))
     };
-    if backup.into_iter().any(holds) { score::PROVEN } else { score::NONE }
+    if SECTORS.into_iter().flat_map(|sector| backup_places(layer, sector)).any(holds) {
+        score::PROVEN
+    } else {
+        score::NONE
+    }
 }
 
 fn open(layer: &Bytes, _: &Memo) -> Result<Opened, Error> {
@@ -224,7 +237,7 @@ fn choose(layer: &dyn Layer, findings: &mut Vec<Finding>) -> Result<(Copy, Trust
         }
     };
     let sectors = primary.as_ref().map_or(SECTORS.to_vec(), |copy| vec![copy.sector]);
-    backups.extend(sectors.into_iter().filter_map(|sector| Some((last_sector(layer, sector)?, sector))));
+    backups.extend(sectors.into_iter().flat_map(|sector| backup_places(layer, sector)));
     let mut first_why = None;
     let mut backup: Option<Copy> = None;
     for (at, sector) in backups {
@@ -275,7 +288,7 @@ fn look_at_mbr(layer: &dyn Layer, findings: &mut Vec<Finding>) {
     let others: Vec<String> = boot
         .entries()
         .iter()
-        .filter(|entry| !entry.is_empty() && entry.kind != super::boot::PROTECTIVE)
+        .filter(|entry| !entry.is_empty() && entry.kind != PROTECTIVE)
         .map(|entry| format!("{} at sector {}, {} sectors", type_name(entry.kind), entry.start, entry.sectors))
         .collect();
     if !others.is_empty() {

@@ -53,7 +53,12 @@ pub fn all(layer: &Bytes) -> Vec<u8> {
 }
 
 pub fn check(layer: &Bytes) {
-    check_laws(&**layer, Effort::default()).unwrap();
+    check_laws(&**layer, Effort { bytes: 4 << 20, ..Effort::default() }).unwrap();
+    audit(layer);
+}
+
+/// The start of a full audit.
+pub fn audit(layer: &Bytes) {
     let mut notes = 0;
     for part in 0..layer.parts().min(64) {
         let _ = layer.audit(part, &mut |_| {
@@ -233,6 +238,7 @@ pub fn mutate(image: &[u8], rounds: usize, span: usize, open: impl Fn(&Bytes) ->
         if let Some(layer) = open(&memory(bytes)) {
             let effort = Effort { runs: 400, bytes: 256 << 10 };
             check_laws(&*layer, effort).unwrap();
+            audit(&layer);
         }
     }
 }

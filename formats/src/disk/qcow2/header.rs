@@ -79,6 +79,16 @@ pub(super) enum Compression {
     Unknown(u8),
 }
 
+/// The persistent bitmaps of an image.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bitmaps {
+    pub count: u32,
+    /// Where their directory lies.
+    pub directory: u64,
+    /// Its bytes.
+    pub len: u64,
+}
+
 /// A header that was checked.
 #[derive(Clone, Debug)]
 #[expect(clippy::struct_field_names, reason = "the specification's names")]
@@ -106,7 +116,9 @@ pub(super) struct Header {
     pub backing_name: Option<Vec<u8>>,
     pub backing_format: Option<Vec<u8>>,
     pub data_file_name: Option<Vec<u8>>,
-    pub bitmaps: Option<u32>,
+    pub bitmaps: Option<Bitmaps>,
+    /// Where the LUKS header lies, and its bytes.
+    pub crypto_header: Option<(u64, u64)>,
     pub findings: Vec<Finding>,
 }
 
@@ -174,6 +186,7 @@ impl Header {
             backing_format: None,
             data_file_name: None,
             bitmaps: None,
+            crypto_header: None,
             findings: Vec::new(),
         };
         header.check_v3(layer)?;
@@ -298,9 +311,18 @@ impl Header {
                 names.extend(table.chunks_exact(48).filter_map(FeatureName::parse));
             }
             0x2385_2875 => {
-                let mut count = [0; 4];
-                if len >= 24 && read_exact(layer, at, &mut count).is_ok() {
-                    self.bitmaps = Some(BigEndian::read_u32(&count));
+                if let Some(field) = text(layer, at, 24).filter(|_| len >= 24) {
+                    self.bitmaps = Some(Bitmaps {
+                        count: BigEndian::read_u32(&field),
+                        len: field.get(8..16).map_or(0, BigEndian::read_u64),
+                        directory: field.get(16..24).map_or(0, BigEndian::read_u64),
+                    });
+                }
+            }
+            0x0537_be77 => {
+                if let Some(field) = text(layer, at, 16).filter(|_| len >= 16) {
+                    let len = field.get(8..16).map_or(0, BigEndian::read_u64);
+                    self.crypto_header = Some((BigEndian::read_u64(&field), len));
                 }
             }
             _ => {}

@@ -1,6 +1,6 @@
 //! One state of an image, the current one or a snapshot's, as a layer.
 
-use super::entry::{Dialect, OFFSET, Spot};
+use super::entry::{COPIED, Dialect, OFFSET, Spot};
 use super::header::Compression;
 use crate::audit::{Codes, audit_runs, claim, parts};
 use crate::codec::{Cut, inflate, unzstd};
@@ -24,10 +24,11 @@ pub(super) enum Other {
 }
 
 /// The guest's disk in one state.
-pub(super) struct State {
+pub(super) struct Qcow2 {
     pub tables: Entries,
     pub units: Memo,
     pub l1_table_offset: u64,
+    /// Entries of the L1 table that lie inside the file.
     pub l1_size: u64,
     pub len: u64,
     pub dialect: Dialect,
@@ -39,9 +40,20 @@ pub(super) struct State {
     pub data_file: Other,
     /// At best.
     pub trust: Trust,
+    /// What the file holds beside the tables and clusters of its states.
+    pub metadata: Vec<Metadata>,
 }
 
-impl fmt::Debug for State {
+/// A structure that its image's audit claims.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Metadata {
+    /// Where it lies, and its bytes.
+    Range(u64, u64),
+    /// A table of this many entries of 8 bytes, each with the place of a cluster: of refcounts, of a bitmap.
+    Clusters(u64, u64),
+}
+
+impl fmt::Debug for Qcow2 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Qcow2({} bytes, l1 at {:#x})", self.len, self.l1_table_offset)
     }
@@ -56,7 +68,7 @@ struct Lookup {
     sub: u32,
 }
 
-impl State {
+impl Qcow2 {
     fn file(&self) -> &dyn Layer {
         &**self.tables.layer()
     }
@@ -105,13 +117,13 @@ impl State {
         let trust = page.trust().max(self.trust);
         // The specification: bits 0 to 8 and 56 to 62 are reserved.
         let table = entry & OFFSET;
-        let reserved = entry & !(OFFSET | super::entry::COPIED);
+        let reserved = entry & !(OFFSET | COPIED);
         if table == 0 && reserved == 0 {
             let mut last = first;
             loop {
                 let next = last.saturating_add(1);
                 let next_at = self.l1_entry_at(next);
-                let zero = page.be64(next_at).is_ok_and(|entry| entry & !super::entry::COPIED == 0);
+                let zero = page.be64(next_at).is_ok_and(|entry| entry & !COPIED == 0);
                 if span_end(last).saturating_sub(at) >= want || next >= self.l1_size || !page.covers(next_at) || !zero {
                     break;
                 }
@@ -207,7 +219,7 @@ impl State {
     }
 }
 
-impl Layer for State {
+impl Layer for Qcow2 {
     fn len(&self) -> u64 {
         self.len
     }
@@ -267,6 +279,12 @@ impl Layer for State {
             let needed = self.len.div_ceil(shl(1, self.l1_span_bits()));
             let len = self.l1_size.min(needed).saturating_mul(8);
             claim(self.file(), self.l1_table_offset, len, Use::Metadata, sink)?;
+            self.metadata.iter().try_for_each(|what| self.claim_metadata(*what, &mut *sink))?;
+        }
+        if part.saturating_add(1) >= self.parts() {
+            // What no L1 entry maps is one run.
+            let start = self.l1_size.saturating_mul(shl(1, self.l1_span_bits())).min(self.len);
+            audit_runs(self, start..self.len, None, CODES, sink)?;
         }
         for index in first..last {
             let start = index.saturating_mul(shl(1, self.l1_span_bits()));
@@ -282,7 +300,30 @@ impl Layer for State {
 /// A part of an audit is at most this many L2 tables.
 const L1_ENTRIES_A_PART: usize = 64;
 
-impl State {
+impl Qcow2 {
+    fn claim_metadata(&self, what: Metadata, sink: Sink<'_>) -> ControlFlow<()> {
+        let (at, entries) = match what {
+            Metadata::Range(at, len) => return claim(self.file(), at, len, Use::Metadata, sink),
+            Metadata::Clusters(at, entries) => (at, entries),
+        };
+        claim(self.file(), at, entries.saturating_mul(8), Use::Metadata, sink)?;
+        // A damaged table has no say in what can be read: it only claims less.
+        let mut page = self.tables.page(at);
+        for entry_at in (0..entries).map(|index| at.saturating_add(index.saturating_mul(8))) {
+            if entry_at >= self.file().len() {
+                break;
+            }
+            if !page.covers(entry_at) {
+                page = self.tables.page(entry_at);
+            }
+            let block = page.be64(entry_at).unwrap_or(0);
+            if block != 0 && block & mask(self.dialect.cluster_bits) == 0 {
+                claim(self.file(), block, self.cluster_size(), Use::Metadata, sink)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
     /// Claims the L2 table that maps `start` and what it maps.
     fn audit_table(&self, start: u64, sink: Sink<'_>) -> ControlFlow<()> {
         let end = start.saturating_add(shl(1, self.l1_span_bits())).min(self.len);

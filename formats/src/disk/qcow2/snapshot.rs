@@ -50,7 +50,9 @@ const MAX_EXTRA: u32 = 1024;
 
 /// The snapshots of an image, and what is wrong with their table. An entry that can't be right ends the list: where
 /// the next one starts would be a guess.
-pub(super) fn load(layer: &dyn Layer, header: &Header) -> (Vec<Snapshot>, Vec<Finding>) {
+/// The third result is the number of bytes that the table has.
+pub(super) fn load(layer: &dyn Layer, header: &Header) -> (Vec<Snapshot>, Vec<Finding>, u64) {
+    let len = |at: u64| at.saturating_sub(header.snapshots_offset);
     let mut snapshots = Vec::new();
     let mut findings = Vec::new();
     let mut at = header.snapshots_offset;
@@ -63,7 +65,7 @@ pub(super) fn load(layer: &dyn Layer, header: &Header) -> (Vec<Snapshot>, Vec<Fi
             Err(error) => {
                 let text = format!("snapshot {} of {}: {error}", number.saturating_add(1), header.nb_snapshots);
                 findings.push(Finding::new("QCOW2-SNAPSHOT", at..Raw::end(at), Trust::Sound, text));
-                return (snapshots, findings);
+                return (snapshots, findings, len(at));
             }
         }
     }
@@ -71,7 +73,7 @@ pub(super) fn load(layer: &dyn Layer, header: &Header) -> (Vec<Snapshot>, Vec<Fi
         let text = format!("nb_snapshots {}, above QEMU's limit of {MAX_SNAPSHOTS}", header.nb_snapshots);
         findings.push(Finding::new("QCOW2-SNAPSHOT", 60..64, Trust::Sound, text));
     }
-    (snapshots, findings)
+    (snapshots, findings, len(at))
 }
 
 fn load_one(layer: &dyn Layer, header: &Header, at: u64) -> Result<(Snapshot, u64), Error> {

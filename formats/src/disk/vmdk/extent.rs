@@ -32,20 +32,20 @@ pub(super) struct Part {
 }
 
 /// All extents.
-pub(super) struct Extents {
+pub(super) struct Vmdk {
     /// Ascending and without gaps; none is empty.
     parts: Vec<Part>,
     len: u64,
     findings: Vec<Finding>,
 }
 
-impl fmt::Debug for Extents {
+impl fmt::Debug for Vmdk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Vmdk({} bytes in {} extents)", self.len, self.parts.len())
     }
 }
 
-impl Extents {
+impl Vmdk {
     /// The disk of `parts`, which come in the order of the descriptor. `findings` are what its audit reports.
     pub(super) fn new(mut parts: Vec<Part>, findings: Vec<Finding>) -> Self {
         parts.retain(|part| part.len > 0);
@@ -54,7 +54,7 @@ impl Extents {
     }
 }
 
-impl Layer for Extents {
+impl Layer for Vmdk {
     fn len(&self) -> u64 {
         self.len
     }

@@ -6,7 +6,7 @@ use crate::layer::{Bytes, Layer, Loss, Place, Run, Trust, Why};
 use crate::note::{Note, Sink, Use};
 use crate::{Error, Finding, num::wide};
 use std::fmt;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// The disk that shows where an extent has nothing.
 #[derive(Clone)]
@@ -110,6 +110,12 @@ impl<D: Dialect> Sparse<D> {
         self.shape.grain_bits.saturating_add(self.shape.table_bits)
     }
 
+    /// Entries of the directory that lie inside the file: hostile headers claim more than memory could count.
+    fn tables(&self) -> u64 {
+        let inside = self.file().len().saturating_sub(self.shape.directory);
+        self.shape.tables.min(inside.div_ceil(D::DIRECTORY_ENTRY))
+    }
+
     fn directory_entry_at(&self, index: u64) -> u64 {
         self.shape.directory.saturating_add(index.saturating_mul(D::DIRECTORY_ENTRY))
     }
@@ -125,8 +131,8 @@ impl<D: Dialect> Sparse<D> {
         let first = at >> bits;
         let span_end = |index: u64| index.saturating_add(1).saturating_mul(shl(1, bits));
         let rest = |index: u64| span_end(index).saturating_sub(at).min(want);
-        if first >= self.shape.tables {
-            return Err(Run::lost(want, Why::Unmapped, self.directory_entry_at(self.shape.tables)));
+        if first >= self.tables() {
+            return Err(Run::lost(want, Why::Unmapped, self.directory_entry_at(self.tables())));
         }
         let entry_at = self.directory_entry_at(first);
         let page = self.entries.page(entry_at);
@@ -141,7 +147,7 @@ impl<D: Dialect> Sparse<D> {
                 loop {
                     let next = last.saturating_add(1);
                     let next_at = self.directory_entry_at(next);
-                    let more = span_end(last).saturating_sub(at) < want && next < self.shape.tables;
+                    let more = span_end(last).saturating_sub(at) < want && next < self.tables();
                     if !more || !page.covers(next_at) || self.dialect.table(&page, next_at) != Ok(Table::None) {
                         break;
                     }
@@ -234,6 +240,25 @@ impl<D: Dialect> Sparse<D> {
     }
 }
 
+impl<D: Dialect> Sparse<D> {
+    /// The bytes of the disk that a part of the audit is about. The last one has all that no table maps.
+    pub(super) fn span(&self, part: u32) -> Range<u64> {
+        let each = shl(1, self.span_bits()).saturating_mul(wide(TABLES_A_PART));
+        let start = each.saturating_mul(part.into()).min(self.shape.len);
+        let is_last = part.saturating_add(1) >= self.parts();
+        let end = if is_last { self.shape.len } else { start.saturating_add(each) };
+        start..end.min(self.shape.len)
+    }
+
+    /// The parent, if there is one.
+    pub(super) fn parent(&self) -> Option<&dyn Layer> {
+        match &self.parent {
+            Parent::Given(layer, _) => Some(&**layer),
+            _ => None,
+        }
+    }
+}
+
 /// A part of an audit is at most this many tables.
 const TABLES_A_PART: usize = 64;
 
@@ -250,13 +275,13 @@ impl<D: Dialect> Layer for Sparse<D> {
     }
 
     fn parts(&self) -> u32 {
-        parts(self.shape.tables.min(self.shape.len.div_ceil(shl(1, self.span_bits()))), TABLES_A_PART)
+        parts(self.tables().min(self.shape.len.div_ceil(shl(1, self.span_bits()))), TABLES_A_PART)
     }
 
     fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
         let span = shl(1, self.span_bits());
         if part == 0 {
-            let len = self.shape.tables.min(self.shape.len.div_ceil(span)).saturating_mul(D::DIRECTORY_ENTRY);
+            let len = self.tables().min(self.shape.len.div_ceil(span)).saturating_mul(D::DIRECTORY_ENTRY);
             claim(self.file(), self.shape.directory, len, Use::Metadata, sink)?;
             for (at, len, of) in &self.areas {
                 claim(self.file(), *at, *len, *of, sink)?;
@@ -265,14 +290,8 @@ impl<D: Dialect> Layer for Sparse<D> {
                 sink(Note::Finding(finding.clone()))?;
             }
         }
-        let each = span.saturating_mul(wide(TABLES_A_PART));
-        let start = each.saturating_mul(part.into());
-        let end = if part.saturating_add(1) >= self.parts() { self.shape.len } else { start.saturating_add(each) };
-        let end = end.min(self.shape.len);
-        let parent = match &self.parent {
-            Parent::Given(layer, _) => Some(&**layer),
-            _ => None,
-        };
+        let Range { start, end } = self.span(part);
+        let parent = self.parent();
         let mut at = start;
         while at < end {
             let next = match self.directory_run(at, end.saturating_sub(at)) {
