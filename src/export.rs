@@ -4,6 +4,7 @@
 //! from which an interrupted export goes on. What is lost is a hole in the output and a line in `NAME.map`.
 
 mod evidence;
+pub mod folder;
 mod job;
 mod journal;
 mod losses;
@@ -151,7 +152,7 @@ pub fn export(
         Dest::File(path) => {
             evidence.check(path)?;
             anyhow::ensure!(!path.is_dir(), "{} is a folder; name the file to be made in it", path.display());
-            job::to_slot(layer, &Slot::at(path)?, evidence, options, progress)
+            job::to_slot(layer, &Slot::at(path)?, job::Part::Alone, evidence, options, progress)
         }
         Dest::Device(path) => {
             evidence.check(path)?;

@@ -66,6 +66,11 @@ impl Evidence {
         Ok(())
     }
 
+    /// Whether an open file is an input.
+    pub(crate) fn is_input(&self, meta: &fs::Metadata) -> bool {
+        self.files.contains(&(meta.dev(), meta.ino()))
+    }
+
     /// Whether writing to a block device would change an input.
     fn holds(&self, device: u64) -> bool {
         let below = Below::of(device);

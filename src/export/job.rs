@@ -29,32 +29,49 @@ pub fn digest(layer: &dyn Layer, options: &ExportOptions, progress: &Progress) -
     Ok(job.exported(point, whole, findings))
 }
 
-/// As [`export`], into a place that is open already.
+/// Whether an output stands alone or is one of many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Counted, checked for space, and synced by itself.
+    Alone,
+    /// Counted, checked and synced with all others. Its mapfile has a name that no file of an image gets.
+    OfFolder,
+}
+
+/// As [`super::export`], into a place that is open already.
 pub(crate) fn to_slot(
     layer: &dyn Layer,
     slot: &Slot,
+    part_of: Part,
     evidence: &Evidence,
     options: &ExportOptions,
     progress: &Progress,
 ) -> anyhow::Result<Exported> {
-    let map = map_slot(options, Some(slot), evidence)?;
+    let alone = part_of == Part::Alone;
+    let map = if alone { map_slot(options, Some(slot), evidence)? } else { Some(slot.beside(".vdrecover.map")) };
     let job = Job { layer, options, progress, shown: slot.shown() };
-    if !options.force && slot.exists() {
+    // One of many finds out when it gets its name: asking before costs more than writing most files.
+    if alone && !options.force && slot.exists() {
         return Err(Refused::Exists(slot.shown().to_path_buf()).into());
     }
-    let part = slot.open_part()?;
+    let part = if alone { slot.lock_part()? } else { slot.open_part()? };
+    let meta = part.metadata().with_context(|| format!("cannot look at {}", slot.shown().display()))?;
+    if evidence.is_input(&meta) {
+        let why = "would be written through one of the inputs".into();
+        return Err(Refused::Evidence { dest: slot.shown().to_path_buf(), why }.into());
+    }
     let len = layer.len();
     let old = options.identity.as_ref().and_then(|identity| Journal::resume(slot, identity, len));
     // A journal without its output, or with another one, says nothing.
-    let old = old.filter(|_| part.metadata().is_ok_and(|meta| meta.len() == len));
-    if !options.force && map.as_ref().is_some_and(Slot::exists) && !old.as_ref().is_some_and(|(_, point)| point.mapped)
-    {
+    let old = old.filter(|_| meta.len() == len);
+    let mapped = old.as_ref().is_some_and(|(_, point)| point.mapped);
+    if let Some(map) = map.as_ref().filter(|map| alone && !options.force && !mapped && map.exists()) {
         if old.is_none() {
             slot.remove_part();
         }
-        return Err(Refused::Exists(map.map_or_else(PathBuf::new, |map| map.shown().to_path_buf())).into());
+        return Err(Refused::Exists(map.shown().to_path_buf()).into());
     }
-    let allocated = part.metadata().map_or(0, |meta| meta.blocks().saturating_mul(512));
+    let allocated = meta.blocks().saturating_mul(512);
     let (mut journal, mut point) = match (old, &options.identity) {
         (Some((journal, point)), _) => (Some(journal), point),
         (None, Some(identity)) => (Some(Journal::start(slot, identity, len)?), Point::default()),
@@ -65,15 +82,17 @@ pub(crate) fn to_slot(
         slot.remove_state();
         error
     };
-    let need = job.count();
-    if let Some(free) = slot.free().filter(|_| options.check_space)
+    let need = if alone { job.count() } else { 0 };
+    if let Some(free) = slot.free().filter(|_| options.check_space && alone)
         && need > free.saturating_add(allocated)
     {
         let refused = Refused::NoSpace { dest: slot.shown().into(), need: need.saturating_sub(allocated), free };
         return Err(if point.done == 0 { abandon(refused.into()) } else { refused.into() });
     }
     // Cut behind what is known to be there: what was written later may be of bytes that can't be read any more.
-    let sized = part.set_len(point.done).and_then(|()| part.set_len(len));
+    // A new file is not cut: ext4 takes that for a rewrite and then waits for the disk when the file is closed.
+    let sized = if meta.len() > point.done { part.set_len(point.done) } else { Ok(()) };
+    let sized = sized.and_then(|()| if len > 0 { part.set_len(len) } else { Ok(()) });
     sized.map_err(|error| abandon(classify(error, slot.shown(), len, need)))?;
     let resumed_at = point.done;
     let mut target = Target::Sparse(part);
@@ -91,7 +110,9 @@ pub(crate) fn to_slot(
             return Err(error);
         }
     };
-    part.sync_all().map_err(|error| classify(error, slot.shown(), len, 0))?;
+    if alone || journal.is_some() {
+        part.sync_all().map_err(|error| classify(error, slot.shown(), len, 0))?;
+    }
     let mut exported = job.exported(point.clone(), whole, findings);
     exported.resumed_at = resumed_at;
     if let Some(map) = map.filter(|map| exported.gap_count > 0 || options.force && map.exists()) {
@@ -102,8 +123,12 @@ pub(crate) fn to_slot(
         exported.map = Some(write_map(&map, len, &point.losses, options.force || journal.is_some())?);
     }
     slot.commit(options.force)?;
-    slot.sync_dir();
-    slot.remove_state();
+    if alone {
+        slot.sync_dir();
+    }
+    if journal.is_some() {
+        slot.remove_state();
+    }
     Ok(exported)
 }
 
@@ -226,6 +251,9 @@ impl Job<'_> {
     /// of what really is there.
     fn hash_again(&self, mut part: &File, done: u64) -> anyhow::Result<Hasher> {
         let mut hasher = Hasher::default();
+        if done == 0 {
+            return Ok(hasher);
+        }
         let mut buf = vec![0; 1 << 20];
         let mut left = done;
         part.seek(SeekFrom::Start(0))?;

@@ -15,6 +15,8 @@ use std::sync::Arc;
 pub(crate) const NAME_MAX: usize = 255;
 /// An output that is not finished yet.
 const PART: &str = ".vdrecover-part";
+/// Of an earlier try.
+const OLD: &str = ".vdrecover-old";
 /// How far it is.
 const STATE: &str = ".vdrecover-part.state";
 
@@ -71,9 +73,14 @@ impl Slot {
         Some(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
-    /// Opens the unfinished output, made anew where there is none, and locks it against a second export.
+    /// Opens the unfinished output, made anew where there is none.
     pub(crate) fn open_part(&self) -> anyhow::Result<File> {
-        let file = self.open(&self.longer(PART), OFlags::CREATE | OFlags::RDWR)?;
+        self.open(&self.longer(PART), OFlags::CREATE | OFlags::RDWR)
+    }
+
+    /// As [`Slot::open_part`], and locks it against a second export.
+    pub(crate) fn lock_part(&self) -> anyhow::Result<File> {
+        let file = self.open_part()?;
         let busy = Refused::Busy { dest: self.shown.clone(), why: "another export is writing it" };
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => Err(busy.into()),
@@ -123,6 +130,23 @@ impl Slot {
             Err(_) if self.exists() => Err(Errno::EXIST),
             Err(_) => rustix::fs::renameat(dir, part, dir, &self.name),
         }
+    }
+
+    /// Renames an unfinished output of lines, to read it while it is written anew. Where an earlier try left
+    /// one as well, the longer of the two.
+    pub(crate) fn set_aside(&self) -> Option<File> {
+        let (part, old) = (self.longer(PART), self.longer(OLD));
+        let size =
+            |name| rustix::fs::statat(&*self.dir, name, AtFlags::SYMLINK_NOFOLLOW).map_or(-1, |stat| stat.st_size);
+        if size(&part) >= size(&old) {
+            rustix::fs::renameat(&*self.dir, &part, &*self.dir, &old).ok()?;
+        }
+        self.open(&old, OFlags::RDONLY).ok()
+    }
+
+    /// Removes what was set aside.
+    pub(crate) fn remove_old(&self) {
+        let _ = rustix::fs::unlinkat(&*self.dir, self.longer(OLD), AtFlags::empty());
     }
 
     /// Removes the unfinished output.
@@ -183,8 +207,8 @@ mod tests {
     fn two_exports_do_not_mix() {
         let dir = tempfile::tempdir().unwrap();
         let slot = Slot::at(&dir.path().join("x")).unwrap();
-        let _first = slot.open_part().unwrap();
-        let refused = slot.open_part().unwrap_err();
+        let _first = slot.lock_part().unwrap();
+        let refused = slot.lock_part().unwrap_err();
         assert!(matches!(refused.downcast_ref(), Some(Refused::Busy { .. })));
     }
 

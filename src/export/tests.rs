@@ -241,6 +241,12 @@ fn inputs_are_never_written() {
     assert!(export(&*mixed(), &out, &evidence, &mapped, &Progress::silent()).is_err());
     assert_eq!(fs::read(&path).unwrap(), b"evidence");
     assert_eq!(names(dir.path()), ["disk"]);
+    // An unfinished export of somebody else can be evidence, too.
+    let part = dir.path().join("out.vdrecover-part");
+    fs::write(&part, "evidence").unwrap();
+    let evidence = Evidence::of(&[&part]).unwrap();
+    assert!(export(&*mixed(), &out, &evidence, &options, &Progress::silent()).is_err());
+    assert_eq!(fs::read(&part).unwrap(), b"evidence");
 }
 
 #[test]
