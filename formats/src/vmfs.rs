@@ -1,4 +1,4 @@
-//! VMFS5 and VMFS6, the file system of VMware's datastores, and the logical volume below it.
+//! VMFS5 and VMFS6, the file system of `ESXi` datastores, and the logical volume below it.
 //!
 //! There is no specification. Each module's table says where its facts come from: *real images* are volumes that
 //! `ESXi` formatted and filled, *sources* are other readers that no image confirms.

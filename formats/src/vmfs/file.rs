@@ -229,28 +229,52 @@ impl File {
         Target::Volume { at: block_at.saturating_add(skip), len, trust }
     }
 
-    /// Calls `sink` with the place in the volume of every pointer block of the file. Breaks off where it says no.
-    pub fn tables(&self, sink: &mut dyn FnMut(Range<u64>) -> bool) {
-        let Shape::Mapped { levels, .. } = self.descriptor.shape else { return };
-        let width = self.space.header.width.bytes();
+    /// Visits every pointer, those behind the end of the file too, and calls `sink` with the place in the volume of
+    /// every pointer block.
+    pub fn survey(&self, sink: &mut dyn FnMut(Range<u64>)) -> Survey {
+        let mut survey = Survey::default();
+        let Shape::Mapped { levels, .. } = self.descriptor.shape else { return survey };
+        let header = &self.space.header;
+        let width = header.width.bytes();
+        // No file has more blocks than its volume, and none shares a pointer block with itself.
+        let most = shr(self.space.lv.len(), header.sub_shift);
         let mut open = vec![(self.top.clone(), levels)];
         while let Some((table, level)) = open.pop() {
-            let Some(below) = level.checked_sub(1) else { continue };
             let count = wide(table.block.bytes.len()).checked_div(width).unwrap_or(0);
             for raw in (0..count).filter_map(|i| table.pointer(i, width)).filter(|raw| *raw != 0) {
-                let Some((pool, offset)) = self.pools.table(self.space.header.width.decode(raw)) else { continue };
-                let Some(at) = pool.position(offset) else { continue };
-                if !sink(at..at.saturating_add(pool.size.min(self.space.header.table_size()))) {
-                    return;
+                let address = header.width.decode(raw);
+                let Some(below) = level.checked_sub(1) else {
+                    survey.blocks = survey.blocks.saturating_add(1);
+                    survey.large |= matches!(address, Address::Large(_));
+                    continue;
+                };
+                survey.tables = survey.tables.saturating_add(1);
+                if survey.tables.max(survey.blocks) > most {
+                    survey.endless = true;
+                    return survey;
                 }
-                if below > 0
-                    && let Some((at, block)) = self.space.table(pool, offset)
-                {
+                let Some((pool, offset)) = self.pools.table(address) else { continue };
+                if let Some((at, block)) = self.space.table(pool, offset) {
+                    sink(at..at.saturating_add(pool.size.min(header.table_size())));
                     open.push((Table { at, block }, below));
                 }
             }
         }
+        survey
     }
+}
+
+/// What the pointers of a file add up to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Survey {
+    /// Pointers to data.
+    pub blocks: u64,
+    /// Pointers to pointer blocks.
+    pub tables: u64,
+    /// Large file blocks are among them.
+    pub large: bool,
+    /// They name more than the volume has.
+    pub endless: bool,
 }
 
 /// Which pointer of which table.

@@ -102,7 +102,7 @@ pub struct Resource {
 pub struct Cluster {
     /// Where its header lies in the volume.
     pub at: u64,
-    /// Which of its resources are free; as long as the cluster has resources.
+    /// Which of its resources are free; as many as the cluster has resources.
     pub free: Vec<bool>,
     /// How many of them the header says are free.
     pub free_count: u64,
@@ -236,7 +236,7 @@ impl Resource {
         }
     }
 
-    /// Reads and checks the state of a cluster.
+    /// Reads and checks the state of a cluster. [`Error::NotFound`] if it was never made.
     pub fn cluster(&self, space: &Space, cluster: u64) -> Result<Cluster, Error> {
         const NAME: &str = "VMFS cluster header";
         let header = self.header(cluster).ok_or(Error::NotFound)?;
@@ -250,6 +250,9 @@ impl Resource {
         let at = self.position(header).ok_or_else(lost)?;
         let block = space.clusters.get(at, || read_block(&*space.lv, at, narrow(self.header_size)));
         let lock = RawLock::parse(block.good(), at)?;
+        if lock.magic == 0 && lock.at == 0 {
+            return Err(Error::NotFound);
+        }
         if lock.at != at {
             return Err(Error::corrupt("VMFS cluster header: position", at, format!("it says {:#x}", lock.at)));
         }
@@ -271,7 +274,9 @@ impl Resource {
         }
         let bit = |i: u64| metadata.get(narrow(i >> 3)).is_some_and(|byte| byte >> (i & 7) & 1 == 1);
         let start = u64::from(u8::try_from(bitmap_at).unwrap_or(u8::MAX)).saturating_mul(8);
-        let free = (0..self.per_cluster)
+        // The last cluster can be larger than what is left for it; its further bits say nothing.
+        let left = self.total.saturating_sub(cluster.saturating_mul(self.per_cluster));
+        let free = (0..self.per_cluster.min(left))
             .map(|i| {
                 // The bitmap of small file blocks has a second half, 256 bytes behind the first.
                 let (half, i) = if self.parent.is_some() { (i >> 8, i & 0xFF) } else { (0, i) };
