@@ -19,6 +19,8 @@ pub mod header;
 pub mod lvm;
 pub mod resource;
 mod sweep;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 pub mod volume;
 
@@ -159,9 +161,11 @@ fn device_facts(device: &Device, facts: &mut Vec<Fact>) {
     let mut fact = |name, value: String| facts.push(Fact::new(name, value));
     fact("lvm_version", format!("{}.{}", device.major, device.minor));
     fact("lvm_device_uuid", uuid(device.uuid));
+    fact("lvm_device_created", format!("{} (Unix time, microseconds)", device.made));
     fact("lvm_device_size", format!("{} bytes", device.total_bytes));
     fact("lvm_data_offset", format!("{:#x}", device.data_offset));
     fact("lvm_volume_uuid", uuid(volume.uuid));
+    fact("lvm_volume_created", format!("{} (Unix time, microseconds)", volume.creation_time));
     fact("lvm_snapshot_id", format!("{:#x}", volume.snapshot_id));
     fact("lvm_volume_size", format!("{} bytes", volume.logical_size));
     fact("lvm_volume_state", volume.state.to_string());

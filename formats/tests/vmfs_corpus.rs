@@ -188,7 +188,9 @@ fn deleted_and_reformatted_files_are_reported() {
     assert_eq!(names, expected);
     let called = |name: &[u8]| of(State::Reformatted).find(|entry| entry.name == name).unwrap().id;
     assert_eq!(tree.node(called(b"test-flat.vmdk")).unwrap().len, 100 * GIB);
-    let folder: Vec<_> = list(&*tree, called(b"orphan_c30_r0")).into_iter().map(|entry| entry.name).collect();
+    let folder = list(&*tree, called(b"orphan_c30_r0"));
+    assert!(folder.iter().all(|entry| entry.state == State::Reformatted));
+    let folder: Vec<_> = folder.into_iter().map(|entry| entry.name).collect();
     assert_eq!(folder, [b"test-flat.vmdk".to_vec(), b"test.vmdk".to_vec()]);
     let layer = tree.open(called(b"test.vmdk")).unwrap();
     let (text, seen) = read_vec(&*layer, 0, layer.len() as usize);

@@ -60,7 +60,8 @@ impl Linked {
 
 impl Datastore {
     fn fdc_groups(&self) -> u64 {
-        self.volume.fdc.as_ref().map_or(0, Resource::groups)
+        // An address has 16 bits for the cluster.
+        self.volume.fdc.as_ref().map_or(0, Resource::groups).min(1 << 16)
     }
 
     /// The bitmaps of the blocks that files are made of.

@@ -94,6 +94,12 @@ impl File {
         &self.descriptor
     }
 
+    /// Length of the volume that it lies on.
+    #[must_use]
+    pub fn volume_len(&self) -> u64 {
+        self.space.lv.len()
+    }
+
     /// Believes the whole file at most as much as `trust`.
     #[must_use]
     pub fn trusted(mut self, trust: Trust) -> Self {

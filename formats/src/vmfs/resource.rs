@@ -95,6 +95,8 @@ pub struct Resource {
     /// Clusters of the parent in one of its groups, times resources in a cluster, and bytes of the group.
     parent: Option<(u64, u64, u64)>,
     six: bool,
+    /// Bytes that the file can have at most: its length, and the volume's.
+    room: u64,
 }
 
 /// The state of one cluster.
@@ -162,6 +164,7 @@ impl Resource {
                 (clusters, resources.max(1), u64::from(raw.parent_cluster_group_size))
             }),
             six: header.is_six(),
+            room: file.len().min(file.volume_len()),
             file,
         })
     }
@@ -170,7 +173,7 @@ impl Resource {
     #[must_use]
     pub fn clusters(&self) -> u64 {
         let clusters = self.total.div_ceil(self.per_cluster.max(1));
-        clusters.min(self.file.len().checked_div(self.header_size).unwrap_or(0))
+        clusters.min(self.room.checked_div(self.header_size).unwrap_or(0))
     }
 
     /// Cluster groups.
