@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::time::Instant;
 use vdrecover_formats::laws::{Effort, check_laws};
 use vdrecover_formats::{
-    Bytes, Content, Fault, Kind, Layer, Place, Pool, Run, Tree, Trust, Use, Why, read, read_vec, vmfs, walk,
+    Bytes, Content, Fault, Kind, Layer, Note, Place, Pool, Run, State, Tree, Trust, Use, Why, read, read_vec, vmfs,
+    walk,
 };
 use vmfs_support::{MIB, Sparse, all, audit, find, image, list, open, tree};
 
@@ -155,17 +156,26 @@ fn exercise(tree: &dyn Tree) {
     }
     for part in 0..tree.parts().min(64) {
         let mut notes = 0;
-        let _ = tree.audit(part, &mut |_| {
+        let mut unlinked = Vec::new();
+        let _ = tree.audit(part, &mut |note| {
             notes += 1;
+            if let Note::Unlinked(entry) = note {
+                unlinked.push(entry);
+            }
             if notes < 20_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
+        for entry in unlinked.iter().take(20) {
+            if let Ok(layer) = tree.open(entry.id) {
+                check_laws(&*layer, effort).unwrap_or_else(|law| panic!("{entry:?}: {law}"));
+            }
+        }
     }
 }
 
 #[test]
 fn damaged_metadata_neither_panics_nor_hangs() {
-    let rounds: u64 = std::env::var("VDRECOVER_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(20);
-    for name in ["vmfs6", "vmfs5"] {
+    let rounds: u64 = std::env::var("VDRECOVER_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(15);
+    for name in ["vmfs6", "vmfs5", "zero6"] {
         let Some(image) = image(name) else { return };
         let sectors = metadata(&image);
         let mut opens = 0;
@@ -332,4 +342,62 @@ fn folders_survive_their_structures() {
     mutant.bad.insert((second + 4096) / 512 + 3);
     check(mutant, "VMFS-DIR-BLOCK", 2);
     assert!(position(&image, "bigger") > LV);
+}
+
+/// Where a record lies on the device: among the claims of metadata, with these numbers in its second alignment unit.
+fn record(image: &Arc<Sparse>, magic: u32, at: usize, number: u64, len: usize) -> u64 {
+    let healthy = tree(open(image.clone()).join_alone().unwrap());
+    let claims = audit(&*healthy, image).claims;
+    let places = claims.iter().flat_map(|(range, _)| (LV + range.start..LV + range.end).step_by(0x2000));
+    let found = places.into_iter().find(|place| {
+        let (bytes, _) = read_vec(&**image, *place, 0x2000);
+        bytes[..4] == magic.to_le_bytes() && bytes[0x1000 + at..][..len] == number.to_le_bytes()[..len]
+    });
+    found.unwrap_or_else(|| panic!("no record {magic:#x} {number}"))
+}
+
+fn patch(mutant: &mut Mutant, at: u64, change: impl FnOnce(&mut u8)) {
+    let base = mutant.base.clone();
+    let bytes = mutant.sectors.entry(at / 512).or_insert_with(|| sector(&base, at / 512));
+    change(&mut bytes[(at % 512) as usize]);
+}
+
+/// `bigger` as if a format had gone over it: free, and older than the volume. Its blocks are in use, but for one.
+#[test]
+fn what_a_dead_file_lost_to_others_is_overwritten() {
+    let Some(image) = image("vmfs6") else { return };
+    let healthy = tree(open(image.clone()).join_alone().unwrap());
+    let file = find(&*healthy, "bigger");
+    let data = walk(&*healthy.open(file).unwrap(), 0..1).next().unwrap().offset - LV;
+    let fd = record(&image, 0x10C0_0001, 0, file.0, 4);
+    let fdc = record(&image, 0x10C0_0005, 0x18, file.0 >> 6 & 0xFFFF, 8);
+    let block = data / MIB + 7;
+    let sfb = record(&image, 0x10C0_0002, 0x18, block / 512, 8);
+
+    // Its bit alone: the file is an orphan, and nothing of it is lost.
+    let mut mutant = Mutant::new(&image);
+    let resource = file.0 >> 22;
+    patch(&mut mutant, fdc + 0x1080 + resource / 8, |byte| *byte |= 1 << (resource % 8));
+    let orphan = Mutant { base: image.clone(), sectors: mutant.sectors.clone(), bad: BTreeSet::new() };
+    let tree_of = |mutant: Mutant| tree(open(Arc::new(mutant)).join_alone().unwrap());
+    let orphan = tree_of(orphan);
+    assert_eq!(orphan.node(file).unwrap().state, State::Orphaned);
+    let layer = orphan.open(file).unwrap();
+    assert!(walk(&*layer, 0..layer.len()).all(|run| matches!(run.place, Place::Own) && run.trust == Trust::Inferred));
+
+    // Older than the volume as well: the blocks that are in use are no longer its own.
+    patch(&mut mutant, fd + 0x1033, |byte| *byte = 0);
+    let (half, index) = (block % 512 / 256, block % 256);
+    patch(&mut mutant, sfb + 0x1080 + half * 0x100 + index / 4, |byte| *byte |= 1 << (index % 4 * 2));
+    let dead = tree_of(mutant);
+    assert_eq!(dead.node(file).unwrap().state, State::Reformatted);
+    let layer = dead.open(file).unwrap();
+    let have: Vec<_> = walk(&*layer, 0..layer.len())
+        .filter(|run| matches!(run.place, Place::Own))
+        .map(|run| (run.at, run.len, run.trust))
+        .collect();
+    assert_eq!(have, [(7 * MIB, MIB, Trust::Inferred)]);
+    let first = walk(&*layer, 0..MIB).next().unwrap();
+    assert!(matches!(first.place, Place::Lost(loss) if loss.why == Why::Overwritten && LV + loss.at == sfb));
+    check_laws(&*layer, Effort { runs: 300, bytes: 1 << 20 }).unwrap();
 }

@@ -64,13 +64,8 @@ impl Datastore {
         self.volume.fdc.as_ref().map_or(0, Resource::groups).min(1 << 16)
     }
 
-    /// The bitmaps of the blocks that files are made of.
-    fn blocks(&self) -> Option<&Resource> {
-        if self.volume.space.header.is_six() { self.volume.sfb.as_ref() } else { self.volume.fbb.as_ref() }
-    }
-
     pub(super) fn audit_parts(&self) -> u32 {
-        let bitmaps = self.blocks().map_or(0, |blocks| blocks.clusters().div_ceil(CLUSTERS));
+        let bitmaps = self.volume.blocks().map_or(0, |blocks| blocks.clusters().div_ceil(CLUSTERS));
         u32::try_from(bitmaps.saturating_add(self.fdc_groups()).saturating_add(1)).unwrap_or(u32::MAX)
     }
 
@@ -406,7 +401,7 @@ impl Datastore {
 
     /// The first block of a range of the volume that its bitmap has as free.
     fn first_free(&self, range: Range<u64>) -> Option<u64> {
-        let blocks = self.blocks()?;
+        let blocks = self.volume.blocks()?;
         let shift = self.volume.space.header.file_shift;
         let last = range.end.saturating_sub(1).checked_shr(shift)?;
         let mut block = range.start.checked_shr(shift)?;
@@ -427,7 +422,7 @@ impl Datastore {
     }
 
     fn audit_free(&self, chunk: u64, sink: Sink<'_>) -> ControlFlow<()> {
-        let Some(blocks) = self.blocks() else { return ControlFlow::Continue(()) };
+        let Some(blocks) = self.volume.blocks() else { return ControlFlow::Continue(()) };
         let size = 1_u64.checked_shl(self.volume.space.header.file_shift).unwrap_or(0);
         let lv = self.volume.lv();
         let first = chunk.saturating_mul(CLUSTERS);

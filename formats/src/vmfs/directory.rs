@@ -25,6 +25,8 @@
 //! u16 slot of the table, u8 links, u8 free ones, 12 links of location and 16 bits of the hash, and the location of
 //! the next group at 0x4E.
 //!
+//! Seen on real images: 0x008 of the header repeats the count of entries, and a block of links has 48 groups.
+//!
 //! Listing walks the map; finding a name goes through the hash table. The two are checked against each other and
 //! against the entries, which know their own place and hash, so that either can be lost.
 

@@ -7,8 +7,9 @@
 //! **A zero does not end an array.** It is a hole as long as all that it could have mapped, and a thin disk of
 //! 69 GiB can have its only pointer in slot 42.
 
-use super::address::{Address, Block as FileBlock};
+use super::address::{Address, Block as FileBlock, Spot};
 use super::descriptor::{Descriptor, Shape};
+use super::resource::Resource;
 use super::volume::{Pools, Space};
 use crate::adapt::below;
 use crate::layer::{Layer, Place, Run, Trust, Why};
@@ -26,6 +27,8 @@ pub struct File {
     pools: Arc<Pools>,
     descriptor: Descriptor,
     top: Table,
+    /// The bitmaps of file blocks, for a file that is not alive: what they have as used, somebody else has.
+    heir: Option<Resource>,
 }
 
 impl fmt::Debug for File {
@@ -59,6 +62,8 @@ enum Target {
         trust: Trust,
     },
     Zero(Trust),
+    /// Somebody else has it now; the bitmap that says so lies there.
+    Taken(u64),
     Bad,
 }
 
@@ -85,7 +90,7 @@ impl File {
         let bytes = std::mem::take(&mut descriptor.pointers);
         let top =
             Table { at: descriptor.pointers_at, block: Arc::new(Block { bytes, fault: None, trust: Trust::Sound }) };
-        Self { space, pools, descriptor, top }
+        Self { space, pools, descriptor, top, heir: None }
     }
 
     /// The descriptor, without its pointers.
@@ -105,6 +110,22 @@ impl File {
     pub fn trusted(mut self, trust: Trust) -> Self {
         self.descriptor.trust = self.descriptor.trust.max(trust);
         self
+    }
+
+    /// The content of a file that is not alive: blocks that a bitmap has as used by now are lost as overwritten, the
+    /// others are what was left there.
+    #[must_use]
+    pub fn dead(mut self, blocks: Option<Resource>) -> Self {
+        self.descriptor.trust = self.descriptor.trust.max(Trust::Inferred);
+        self.heir = blocks;
+        self
+    }
+
+    /// Where the bitmap lies that says that a resource is in use, if this file is not alive.
+    fn taken(&self, resource: &Resource, spot: Spot) -> Option<u64> {
+        self.heir.as_ref()?;
+        let state = resource.cluster(&self.space, spot.cluster).ok()?;
+        (state.free.get(narrow(spot.resource)) == Some(&false)).then_some(state.at)
     }
 
     fn mapped(&self, at: u64, want: u64, levels: u32, shift: u32) -> Run<'_> {
@@ -133,7 +154,12 @@ impl File {
                 let slot = Slot { table: &table, index, pointer_at, trust, shift };
                 return self.data(raw, at, want.min(rest), want, &slot);
             };
-            let found = self.pools.table(self.space.header.width.decode(raw));
+            let address = self.space.header.width.decode(raw);
+            let found = self.pools.table(address);
+            let taken = found.zip(address.spot()).and_then(|((pool, _), spot)| self.taken(pool, spot));
+            if let Some(bitmap) = taken {
+                return Run { trust, ..Run::lost(rest.min(want), Why::Overwritten, bitmap) };
+            }
             let Some((position, block)) = found.and_then(|(pool, offset)| self.space.table(pool, offset)) else {
                 return Run { trust, ..Run::lost(rest.min(want), Why::Unmapped, pointer_at) };
             };
@@ -169,6 +195,9 @@ impl File {
             let Some((pool, body)) = found else {
                 return Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) };
             };
+            if let Some(bitmap) = self.taken(pool, spot) {
+                return Run { trust: slot.trust, ..Run::lost(want, Why::Overwritten, bitmap) };
+            }
             let run = pool.run(body.saturating_add(into), want.min(pool.size.saturating_sub(into)));
             return Run { trust: run.trust.max(slot.trust), ..run };
         }
@@ -198,6 +227,7 @@ impl File {
                 Run { len: run_len, place, trust: slot.trust.max(trust) }
             }
             Target::Zero(trust) => Run { len: want, place: Place::Zero, trust: slot.trust.max(trust) },
+            Target::Taken(bitmap) => Run { trust: slot.trust, ..Run::lost(want, Why::Overwritten, bitmap) },
             Target::Hole => Run { len: want, place: Place::Hole, trust: slot.trust },
             Target::Volume { .. } | Target::Bad => {
                 Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) }
@@ -217,6 +247,13 @@ impl File {
         let Some(block_at) = number.checked_mul(shl(1, size)) else { return Target::Bad };
         if block_at.checked_add(shl(1, size)).is_none_or(|end| end > self.space.lv.len()) {
             return Target::Bad;
+        }
+        if let Some(blocks) = self.heir.as_ref().filter(|_| size == header.file_shift)
+            && let Some(cluster) = number.checked_div(blocks.per_cluster)
+            && let Some(resource) = number.checked_rem(blocks.per_cluster)
+            && let Some(bitmap) = self.taken(blocks, Spot { cluster, resource })
+        {
+            return Target::Taken(bitmap);
         }
         let trust = if odd { Trust::Doubtful } else { Trust::Sound };
         if tbz != 0 {

@@ -20,6 +20,11 @@
 //! | number | 0x00 u32 | 0x18 u64 | real images |
 //! | resources, free ones | 0x04, 0x08 u32 | 0x20, 0x22 u16 | real images |
 //! | bitmap, 1 = free | 0x10 | 0x80 | real images |
+//!
+//! Seen on real images: the last cluster can have fewer resources than the others; bits behind its last are 0, which
+//! looks like "in use", and the count of free ones leaves them out. `.pbc.sf` of VMFS6 has clusters of 0 resources.
+//! The cluster of large file blocks counts the volume's large blocks as its resources, not those of a full cluster.
+//! No block that a file uses is ever free in the bitmap, and the count of free descriptors is that of the bitmap.
 
 use super::address::{FdAddress, Spot};
 use super::descriptor::{RawLock, Shape, Type};

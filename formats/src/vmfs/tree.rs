@@ -118,9 +118,14 @@ impl Tree for Datastore {
         if found.node_kind() == Kind::Dir {
             return Err(Error::NotFile);
         }
-        let live = self.state(&found) == State::Live;
+        let state = self.state(&found);
         let file = self.volume.file(found);
-        Ok(Arc::new(if live { file } else { file.trusted(Trust::Inferred) }))
+        Ok(Arc::new(match state {
+            State::Live => file,
+            // Perhaps only its bit is wrong, and the blocks in use are its own.
+            State::Orphaned => file.trusted(Trust::Inferred),
+            _ => file.dead(self.volume.blocks().cloned()),
+        }))
     }
 
     fn parts(&self) -> u32 {
