@@ -248,12 +248,9 @@ impl Resource {
     pub fn cluster(&self, space: &Space, cluster: u64) -> Result<Cluster, Error> {
         const NAME: &str = "VMFS cluster header";
         let header = self.header(cluster).ok_or(Error::NotFound)?;
-        let lost = || {
-            let mut byte = [0];
-            match read_exact(&*self.file, header, &mut byte) {
-                Err(gap) => Error::Lost { what: NAME, gap },
-                Ok(_) => Error::corrupt(NAME, header, "it is not mapped"),
-            }
+        let lost = || match read_exact(&*self.file, header, &mut vec![0; narrow(self.header_size)]) {
+            Err(gap) => Error::Lost { what: NAME, gap },
+            Ok(_) => Error::corrupt(NAME, header, "it is not mapped"),
         };
         let at = self.position(header).ok_or_else(lost)?;
         let block = space.clusters.get(at, || read_block(&*space.lv, at, narrow(self.header_size)));
@@ -265,6 +262,9 @@ impl Resource {
             return Err(Error::corrupt("VMFS cluster header: position", at, format!("it says {:#x}", lock.at)));
         }
         let metadata = block.good().get(narrow(self.header_size >> 1)..).unwrap_or_default();
+        if wide(metadata.len()) < self.header_size >> 1 {
+            return Err(lost());
+        }
         let field = |at: usize, len: usize| {
             metadata.get(at..at.saturating_add(len)).map_or(0, |bytes| LittleEndian::read_uint(bytes, len))
         };
@@ -273,7 +273,7 @@ impl Resource {
                 let found = format!("signature {:#010x}", field(0x10, 4));
                 return Err(Error::corrupt(NAME, at.saturating_add(self.header_size >> 1), found));
             }
-            (field(0x18, 8), field(0x22, 2), 0x80)
+            (field(0x18, 8), field(0x22, 2), 0x80_u64)
         } else {
             (field(0, 4), field(8, 4), 0x10)
         };
@@ -281,7 +281,7 @@ impl Resource {
             return Err(Error::corrupt("VMFS cluster header: number", at, format!("{number}, {cluster} is right")));
         }
         let bit = |i: u64| metadata.get(narrow(i >> 3)).is_some_and(|byte| byte >> (i & 7) & 1 == 1);
-        let start = u64::from(u8::try_from(bitmap_at).unwrap_or(u8::MAX)).saturating_mul(8);
+        let start = bitmap_at.saturating_mul(8);
         // The last cluster can be larger than what is left for it; its further bits say nothing.
         let left = self.total.saturating_sub(cluster.saturating_mul(self.per_cluster));
         let free = (0..self.per_cluster.min(left))
@@ -291,9 +291,6 @@ impl Resource {
                 bit(start.saturating_add(half.saturating_mul(0x800)).saturating_add(i.saturating_mul(self.bits)))
             })
             .collect();
-        if wide(metadata.len()) < self.header_size >> 1 {
-            return Err(lost());
-        }
         Ok(Cluster { at, free, free_count })
     }
 }
