@@ -5,7 +5,7 @@
 //!
 //! A datastore is one or more devices ([`lvm`]) that make a logical volume. At 2 MiB of it lies the [`header`], and
 //! from there everything else is a file: descriptors, sub-blocks and pointer blocks live in [`resource`] files, which
-//! are mapped ([`file`]) by pointers ([`address`]) like any other. [`volume`] says how that starts.
+//! are mapped ([`mod@file`]) by pointers ([`address`]) like any other. [`volume`] says how that starts.
 //!
 //! All integers are little-endian and records are packed. Every lock sector names its own position.
 
