@@ -1,11 +1,11 @@
-//! VMFS5 and VMFS6, the file system of VMware's datastores, and the logical volume below it.
+//! VMFS5 and VMFS6, the file system of `ESXi` datastores, and the logical volume below it.
 //!
 //! There is no specification. Each module's table says where its facts come from: *real images* are volumes that
 //! `ESXi` formatted and filled, *sources* are other readers that no image confirms.
 //!
 //! A datastore is one or more devices ([`lvm`]) that make a logical volume. At 2 MiB of it lies the [`header`], and
 //! from there everything else is a file: descriptors, sub-blocks and pointer blocks live in [`resource`] files, which
-//! are mapped ([`file`]) by pointers ([`address`]) like any other. [`volume`] says how that starts.
+//! are mapped ([`mod@file`]) by pointers ([`address`]) like any other. [`volume`] says how that starts.
 //!
 //! All integers are little-endian and records are packed. Every lock sector names its own position.
 
@@ -19,6 +19,8 @@ pub mod header;
 pub mod lvm;
 pub mod resource;
 mod sweep;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 pub mod volume;
 
@@ -159,9 +161,11 @@ fn device_facts(device: &Device, facts: &mut Vec<Fact>) {
     let mut fact = |name, value: String| facts.push(Fact::new(name, value));
     fact("lvm_version", format!("{}.{}", device.major, device.minor));
     fact("lvm_device_uuid", uuid(device.uuid));
+    fact("lvm_device_created", format!("{} (Unix time, microseconds)", device.made));
     fact("lvm_device_size", format!("{} bytes", device.total_bytes));
     fact("lvm_data_offset", format!("{:#x}", device.data_offset));
     fact("lvm_volume_uuid", uuid(volume.uuid));
+    fact("lvm_volume_created", format!("{} (Unix time, microseconds)", volume.creation_time));
     fact("lvm_snapshot_id", format!("{:#x}", volume.snapshot_id));
     fact("lvm_volume_size", format!("{} bytes", volume.logical_size));
     fact("lvm_volume_state", volume.state.to_string());

@@ -100,6 +100,17 @@ pub enum Address {
     Bad,
 }
 
+impl Address {
+    /// The place in a resource file, if the address is of such.
+    #[must_use]
+    pub fn spot(self) -> Option<Spot> {
+        match self {
+            Self::Sub(spot) | Self::Pointer(spot) | Self::Pointer2(spot) => Some(spot),
+            _ => None,
+        }
+    }
+}
+
 /// The address of a file block, large or small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {

@@ -1,22 +1,465 @@
-//! A full pass over a datastore.
+//! A full pass over a datastore: who has which bytes, what is free, what contradicts what, and which descriptors no
+//! folder lists.
+//!
+//! Part 0 walks the folders and the fixed structures, then follow the cluster groups of `.fdc.sf`, one a part, then
+//! the bitmaps of the file blocks. Bodies of resource files are claimed by those who use them: an unused sub-block or
+//! descriptor is nobody's, and may hold what was deleted.
 
+use super::address::{FdAddress, Spot};
+use super::descriptor::{Descriptor, Shape, Type};
+use super::directory::Folder;
+use super::resource::Resource;
 use super::tree::Datastore;
-use crate::note::{Note, Sink};
-use std::ops::ControlFlow;
+use super::volume::Volume;
+use crate::error::Error;
+use crate::layer::{Layer, Place, Trust, Why};
+use crate::note::{Finding, Note, Sink, Use};
+use crate::num::{narrow, wide};
+use crate::tree::{Entry, Kind, NodeId, State};
+use std::ops::{ControlFlow, Range};
 
-/// Which descriptors folders list.
+/// Clusters of file blocks in a part.
+const CLUSTERS: u64 = 256;
+/// Lost ranges of one file that get a finding of their own.
+const LOST: u64 = 16;
+/// Entries of folders that a part looks through to name what it found.
+const NAMING: u32 = 1 << 20;
+
+/// Which descriptors folders list: a bit each.
 #[derive(Debug)]
-pub(super) struct Linked;
+pub(super) struct Linked {
+    bits: Vec<u64>,
+}
 
-impl Datastore {
-    pub(super) fn audit_parts(&self) -> u32 {
-        1
+impl Linked {
+    fn new(clusters: u64) -> Self {
+        // A cluster has up to 1024 descriptors, and there are up to 65536 of them: 8 MiB.
+        Self { bits: vec![0; narrow(clusters.min(1 << 16).saturating_mul(16))] }
     }
 
-    pub(super) fn audit_part(&self, _part: u32, sink: Sink<'_>) -> ControlFlow<()> {
+    fn place(address: FdAddress) -> (usize, u64) {
+        let Spot { cluster, resource } = address.spot();
+        let index = cluster << 10 | resource;
+        (narrow(index >> 6), index & 63)
+    }
+
+    fn has(&self, address: FdAddress) -> bool {
+        let (word, bit) = Self::place(address);
+        self.bits.get(word).is_some_and(|word| word >> bit & 1 == 1)
+    }
+
+    /// Whether it is new.
+    fn add(&mut self, address: FdAddress) -> bool {
+        let (word, bit) = Self::place(address);
+        let Some(word) = self.bits.get_mut(word) else { return false };
+        let before = *word;
+        *word |= 1_u64.unbounded_shl(u32::try_from(bit).unwrap_or(64));
+        before != *word
+    }
+}
+
+impl Datastore {
+    fn fdc_groups(&self) -> u64 {
+        // An address has 16 bits for the cluster.
+        self.volume.fdc.as_ref().map_or(0, Resource::groups).min(1 << 16)
+    }
+
+    pub(super) fn audit_parts(&self) -> u32 {
+        let bitmaps = self.volume.blocks().map_or(0, |blocks| blocks.clusters().div_ceil(CLUSTERS));
+        u32::try_from(bitmaps.saturating_add(self.fdc_groups()).saturating_add(1)).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn audit_part(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
+        let Some(group) = u64::from(part).checked_sub(1) else { return self.audit_frame(sink) };
+        match group.checked_sub(self.fdc_groups()) {
+            None => self.audit_descriptors(group, sink),
+            Some(chunk) => self.audit_free(chunk, sink),
+        }
+    }
+
+    fn finding(&self, code: &'static str, range: Range<u64>, text: String) -> Note<'static> {
+        let start = self.volume.space.physical(range.start);
+        let len = range.end.saturating_sub(range.start);
+        Note::Finding(Finding::new(code, start..start.saturating_add(len), Trust::Doubtful, text))
+    }
+
+    fn whole(&self, fd: &Descriptor) -> Range<u64> {
+        fd.at..fd.at.saturating_add(self.volume.space.header.descriptor_size())
+    }
+
+    // Part 0
+
+    fn audit_frame(&self, sink: Sink<'_>) -> ControlFlow<()> {
         for finding in &self.findings {
             sink(Note::Finding(finding.clone()))?;
+        }
+        for device in self.volume.space.logical.iter().flat_map(|logical| logical.devices()) {
+            for range in &device.metadata {
+                sink(Note::Claim { layer: &*device.bytes, range: range.clone(), of: Use::Metadata })?;
+            }
+        }
+        let Volume { pools, fdc, fbb, jbc, .. } = &self.volume;
+        for resource in [&pools.pb2, &pools.pbc, &pools.sbc, fdc, jbc].into_iter().flatten() {
+            self.claim_frame(resource, sink)?;
+        }
+        if let Some(resource) = fbb {
+            self.claim(&*resource.file, 0..resource.file.len(), Use::Metadata, sink)?;
+        }
+        if let Some(resource) = jbc {
+            for cluster in 0..resource.clusters() {
+                let Some(start) = resource.body(Spot { cluster, resource: 0 }) else { continue };
+                let len = resource.per_cluster.saturating_mul(resource.size);
+                let end = start.saturating_add(len).min(resource.file.len());
+                self.claim(&*resource.file, start..end, Use::Journal, sink)?;
+            }
+        }
+        let linked = self.walk(&mut |finding| sink(Note::Finding(finding)));
+        match linked {
+            Ok(linked) => {
+                // Another part may have been here first, with the same.
+                let _ = self.linked.set(linked);
+                ControlFlow::Continue(())
+            }
+            Err(Cancelled) => ControlFlow::Break(()),
+        }
+    }
+
+    /// What of a resource file is not the body of a resource.
+    fn claim_frame(&self, resource: &Resource, sink: Sink<'_>) -> ControlFlow<()> {
+        let len = resource.file.len();
+        self.claim(&*resource.file, 0..resource.group(0).min(len), Use::Metadata, sink)?;
+        for group in 0..resource.groups() {
+            let start = resource.group(group);
+            let end = start.saturating_add(resource.headers_len()).min(len);
+            self.claim(&*resource.file, start..end, Use::Metadata, sink)?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Claims the places of a range of a file.
+    fn claim(&self, file: &dyn Layer, range: Range<u64>, of: Use, sink: Sink<'_>) -> ControlFlow<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let run = file.run(at, range.end.saturating_sub(at));
+            if let Place::Below { offset, .. } = run.place {
+                let range = offset..offset.saturating_add(run.len);
+                sink(Note::Claim { layer: self.volume.lv(), range, of })?;
+            }
+            at = at.saturating_add(run.len.max(1));
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Walks all folders from the root. Tells what is wrong with them on the way.
+    fn walk(&self, tell: &mut dyn FnMut(Finding) -> ControlFlow<()>) -> Result<Linked, Cancelled> {
+        let mut linked = Linked::new(self.volume.fdc.as_ref().map_or(1, Resource::clusters));
+        linked.add(FdAddress::ROOT);
+        let mut open = vec![FdAddress::ROOT];
+        let mut flow = ControlFlow::Continue(());
+        while let Some(address) = open.pop() {
+            let folder = match Folder::open(&self.volume, address) {
+                Ok(folder) => folder,
+                Err(error) => {
+                    let at = self.volume.space.physical(self.volume.locate(address).unwrap_or_default());
+                    let text = format!("the folder {address} can't be opened: {error}");
+                    flow = tell(Finding::new("VMFS-DIR-OPEN", at..at, Trust::Doubtful, text));
+                    if flow.is_break() {
+                        return Err(Cancelled);
+                    }
+                    continue;
+                }
+            };
+            folder.list(0, &mut |entry| {
+                flow = match entry {
+                    Err(finding) => tell(finding),
+                    Ok(dirent) => {
+                        let wrong = self.check_entry(&dirent, !linked.add(dirent.address), &mut open);
+                        wrong.map_or(ControlFlow::Continue(()), |text| {
+                            let name = String::from_utf8_lossy(&dirent.name);
+                            let text = format!("{name:?} in folder {address}: {text}");
+                            let at = self.volume.locate(dirent.address).unwrap_or_default();
+                            let at = self.volume.space.physical(at);
+                            tell(Finding::new("VMFS-DIR-LINK", at..at, Trust::Doubtful, text))
+                        })
+                    }
+                };
+                flow
+            });
+            if flow.is_break() {
+                return Err(Cancelled);
+            }
+        }
+        Ok(linked)
+    }
+
+    /// Compares an entry with its descriptor. Folders that were not seen yet are to be opened.
+    fn check_entry(&self, dirent: &super::directory::Dirent, again: bool, open: &mut Vec<FdAddress>) -> Option<String> {
+        let fd = match self.volume.descriptor(dirent.address) {
+            Ok(fd) => fd,
+            Err(error) => return Some(format!("{} can't be read: {error}", dirent.address)),
+        };
+        let is_folder = fd.node_kind() == Kind::Dir;
+        if again && (is_folder || fd.links < 2) {
+            return Some(format!("{} is listed more than once", dirent.address));
+        }
+        if is_folder && !again {
+            open.push(dirent.address);
+        }
+        if fd.generation != dirent.generation {
+            return Some(format!(
+                "its generation is {}, that of {} is {}",
+                dirent.generation, fd.address, fd.generation
+            ));
+        }
+        if Type::of(dirent.kind) != Some(fd.kind) {
+            return Some(format!("its type is {}, that of {} is {:?}", dirent.kind, fd.address, fd.kind));
+        }
+        if fd.links == 0 {
+            return Some(format!("{} has link count 0", fd.address));
+        }
+        (self.state(&fd) != State::Live).then(|| format!("{} is free in its bitmap", fd.address))
+    }
+
+    // Parts of descriptors
+
+    /// Calls `then` with the folders' bits; walks the folders if no part did before. No lock is held meanwhile.
+    fn linked(&self) -> Option<&Linked> {
+        if self.linked.get().is_none() {
+            let linked = self.walk(&mut |_| ControlFlow::Continue(())).ok()?;
+            let _ = self.linked.set(linked);
+        }
+        self.linked.get()
+    }
+
+    fn audit_descriptors(&self, group: u64, sink: Sink<'_>) -> ControlFlow<()> {
+        let Some(fdc) = &self.volume.fdc else { return ControlFlow::Continue(()) };
+        let first = group.saturating_mul(fdc.per_group);
+        let mut naming = NAMING;
+        for cluster in first..first.saturating_add(fdc.per_group).min(fdc.clusters()) {
+            let state = fdc.cluster(&self.volume.space, cluster);
+            match &state {
+                Ok(state) => {
+                    let free = wide(state.free.iter().filter(|free| **free).count());
+                    if free != state.free_count {
+                        let range = state.at..state.at.saturating_add(self.volume.space.header.cluster_header_size());
+                        let text = format!(
+                            "cluster {cluster} of .fdc.sf counts {} free descriptors, its bitmap {free}",
+                            state.free_count
+                        );
+                        sink(self.finding("VMFS-BITMAP-COUNT", range, text))?;
+                    }
+                }
+                Err(Error::NotFound) => {}
+                Err(error) => {
+                    let at = fdc.header(cluster).and_then(|at| fdc.position(at)).unwrap_or_default();
+                    let text = format!("cluster {cluster} of .fdc.sf: {error}");
+                    sink(self.finding("VMFS-FDC-CLUSTER", at..at, text))?;
+                }
+            }
+            let free = state.map(|state| state.free).unwrap_or_default();
+            let left = fdc.total.saturating_sub(cluster.saturating_mul(fdc.per_cluster));
+            for resource in 0..fdc.per_cluster.min(left) {
+                let Some(address) = FdAddress::new(Spot { cluster, resource }) else { continue };
+                // A cluster whose bitmap is lost may hold anything.
+                let used = free.get(narrow(resource)).map(|free| !free);
+                self.audit_descriptor(address, used, &mut naming, sink)?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn audit_descriptor(
+        &self,
+        address: FdAddress,
+        used: Option<bool>,
+        naming: &mut u32,
+        sink: Sink<'_>,
+    ) -> ControlFlow<()> {
+        let fd = match self.volume.descriptor(address) {
+            Ok(fd) => fd,
+            Err(error) => {
+                if used == Some(true) {
+                    let at = self.volume.locate(address).unwrap_or_default();
+                    let text = format!("{address} is in use and can't be read: {error}");
+                    sink(self.finding("VMFS-FD", at..at, text))?;
+                }
+                return ControlFlow::Continue(());
+            }
+        };
+        let listed = self.linked().is_none_or(|linked| linked.has(address));
+        if used != Some(false) && fd.links > 0 {
+            self.audit_live(&fd, sink)?;
+            if listed {
+                return ControlFlow::Continue(());
+            }
+        }
+        let state = match self.state(&fd) {
+            // In use, but no folder lists it.
+            State::Live if listed => return ControlFlow::Continue(()),
+            State::Live => State::Orphaned,
+            state => state,
+        };
+        let name = self.name_of(&fd, naming).unwrap_or_else(|| {
+            let Spot { cluster, resource } = address.spot();
+            format!("orphan_c{cluster}_r{resource}").into_bytes()
+        });
+        let id = NodeId(address.0.into());
+        sink(Note::Unlinked(Entry { name, id, kind: fd.node_kind(), state, next: 0 }))
+    }
+
+    /// The name that the folder gives which a descriptor says to be in, be the folder alive or not.
+    fn name_of(&self, fd: &Descriptor, naming: &mut u32) -> Option<Vec<u8>> {
+        let folder = Folder::open(&self.volume, fd.parent?).ok()?;
+        let mut name = None;
+        folder.list(0, &mut |entry| {
+            let Some(left) = naming.checked_sub(1) else { return ControlFlow::Break(()) };
+            *naming = left;
+            match entry {
+                Ok(entry) if entry.address == fd.address && entry.generation == fd.generation => {
+                    name = Some(entry.name);
+                    ControlFlow::Break(())
+                }
+                _ => ControlFlow::Continue(()),
+            }
+        });
+        name
+    }
+
+    /// Claims all that a live descriptor has, and checks it.
+    fn audit_live(&self, fd: &Descriptor, sink: Sink<'_>) -> ControlFlow<()> {
+        let lv = self.volume.lv();
+        let own = match fd.shape {
+            Shape::Resident => fd.at..fd.content_at,
+            _ => self.whole(fd),
+        };
+        sink(Note::Claim { layer: lv, range: own, of: Use::Metadata })?;
+        let file = self.volume.file(fd.clone());
+        let mut flow = ControlFlow::Continue(());
+        let survey = file.survey(&mut |range| {
+            if flow.is_continue() {
+                flow = sink(Note::Claim { layer: lv, range, of: Use::Metadata });
+            }
+        });
+        flow?;
+        if survey.endless {
+            let text = format!("{} has more pointers than the volume has blocks", fd.address);
+            return sink(self.finding("VMFS-FD-POINTERS", self.whole(fd), text));
+        }
+        if !survey.large && survey.blocks != fd.blocks {
+            let text = format!("{} counts {} blocks and points to {}", fd.address, fd.blocks, survey.blocks);
+            sink(self.finding("VMFS-FD-BLOCKS", self.whole(fd), text))?;
+        }
+        // Resource files were claimed in part 0, as far as they are nobody else's.
+        let resources = [FdAddress::FBB, FdAddress::FDC, FdAddress::PBC, FdAddress::SBC, FdAddress::JBC];
+        let is_resource = fd.kind == Type::System
+            && (resources.contains(&fd.address) || self.volume.space.header.pb2() == Some(fd.address));
+        if is_resource || fd.shape == Shape::Elsewhere {
+            return ControlFlow::Continue(());
+        }
+        let of = match fd.node_kind() {
+            Kind::Dir => Use::Metadata,
+            _ if fd.kind == Type::System => Use::Metadata,
+            _ => Use::Data(NodeId(fd.address.0.into())),
+        };
+        self.audit_data(fd, &file, of, sink)
+    }
+
+    fn audit_data(&self, fd: &Descriptor, file: &dyn Layer, of: Use, sink: Sink<'_>) -> ControlFlow<()> {
+        let lv = self.volume.lv();
+        let mut at: u64 = 0;
+        let mut count: u64 = 0;
+        while at < file.len() {
+            let run = file.run(at, file.len().saturating_sub(at));
+            match run.place {
+                Place::Below { offset, .. } => {
+                    let range = offset..offset.saturating_add(run.len);
+                    if let Some(block) = self.first_free(range.clone()) {
+                        let text = format!("{} uses block {block}, which the bitmap has as free", fd.address);
+                        sink(self.finding("VMFS-BLOCK-FREE", range.clone(), text))?;
+                    }
+                    sink(Note::Claim { layer: lv, range, of })?;
+                }
+                Place::Lost(loss) if loss.why == Why::Unmapped => {
+                    count = count.saturating_add(1);
+                    if count <= LOST {
+                        let text = format!("{}: {:#x} bytes at {at:#x} have no usable pointer", fd.address, run.len);
+                        sink(self.finding("VMFS-POINTER", loss.at..loss.at.saturating_add(8), text))?;
+                    }
+                }
+                _ => {}
+            }
+            at = at.saturating_add(run.len.max(1));
+        }
+        if count > LOST {
+            let text = format!("{}: {count} ranges have no usable pointer", fd.address);
+            sink(self.finding("VMFS-POINTER", self.whole(fd), text))?;
+        }
+        ControlFlow::Continue(())
+    }
+
+    // Bitmaps of blocks
+
+    /// The first block of a range of the volume that its bitmap has as free.
+    fn first_free(&self, range: Range<u64>) -> Option<u64> {
+        let blocks = self.volume.blocks()?;
+        let shift = self.volume.space.header.file_shift;
+        let last = range.end.saturating_sub(1).checked_shr(shift)?;
+        let mut block = range.start.checked_shr(shift)?;
+        while block <= last {
+            let cluster = block.checked_div(blocks.per_cluster)?;
+            let end = cluster.saturating_add(1).saturating_mul(blocks.per_cluster).min(last.saturating_add(1));
+            if let Ok(state) = blocks.cluster(&self.volume.space, cluster) {
+                let within = narrow(block.checked_rem(blocks.per_cluster)?);
+                let count = narrow(end.saturating_sub(block));
+                let free = state.free.iter().skip(within).take(count).position(|free| *free);
+                if let Some(free) = free {
+                    return Some(block.saturating_add(wide(free)));
+                }
+            }
+            block = end;
+        }
+        None
+    }
+
+    fn audit_free(&self, chunk: u64, sink: Sink<'_>) -> ControlFlow<()> {
+        let Some(blocks) = self.volume.blocks() else { return ControlFlow::Continue(()) };
+        let size = 1_u64.checked_shl(self.volume.space.header.file_shift).unwrap_or(0);
+        let lv = self.volume.lv();
+        let first = chunk.saturating_mul(CLUSTERS);
+        for cluster in first..first.saturating_add(CLUSTERS).min(blocks.clusters()) {
+            let state = match blocks.cluster(&self.volume.space, cluster) {
+                Ok(state) => state,
+                // A large block that is not split has no cluster of small ones.
+                Err(Error::NotFound) => continue,
+                Err(error) => {
+                    let at = blocks.header(cluster).and_then(|at| blocks.position(at)).unwrap_or_default();
+                    let text = format!("cluster {cluster} of .fbb.sf: {error}");
+                    sink(self.finding("VMFS-FBB-CLUSTER", at..at, text))?;
+                    continue;
+                }
+            };
+            let start = cluster.saturating_mul(blocks.per_cluster);
+            let mut open: Option<Range<u64>> = None;
+            let total = blocks.total.saturating_sub(start);
+            for (block, free) in (start..).zip(&state.free).take(narrow(total)) {
+                let range = block.saturating_mul(size)..block.saturating_add(1).saturating_mul(size).min(lv.len());
+                match &mut open {
+                    Some(open) if *free => open.end = range.end,
+                    None if *free => open = Some(range),
+                    _ => {
+                        if let Some(range) = open.take() {
+                            sink(Note::Free { layer: lv, range })?;
+                        }
+                    }
+                }
+            }
+            if let Some(range) = open.filter(|range| range.start < range.end) {
+                sink(Note::Free { layer: lv, range })?;
+            }
         }
         ControlFlow::Continue(())
     }
 }
+
+/// The sink broke off.
+struct Cancelled;

@@ -17,6 +17,9 @@
 //! | 0x70 | u32 | descriptor of the parent, VMFS6 | real images |
 //! | 0x89 | u8 | log2 of the block size, absent on old versions | real images |
 //!
+//! Seen on real images: the count of blocks is that of the pointers to data that are not zero. Pointer blocks are not
+//! counted, and resident files and mappings have 0.
+//!
 //! The lock sector starts with the magic and the record's own position in the volume. Locks are ignored: they never
 //! limit reading.
 

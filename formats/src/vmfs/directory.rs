@@ -25,10 +25,13 @@
 //! u16 slot of the table, u8 links, u8 free ones, 12 links of location and 16 bits of the hash, and the location of
 //! the next group at 0x4E.
 //!
+//! Seen on real images: 0x008 of the header repeats the count of entries, and a block of links has 48 groups.
+//!
 //! Listing walks the map; finding a name goes through the hash table. The two are checked against each other and
 //! against the entries, which know their own place and hash, so that either can be lost.
 
 use super::address::FdAddress;
+use super::descriptor::Descriptor;
 use super::file::File;
 use super::hash;
 use super::header::Header;
@@ -108,6 +111,12 @@ impl Folder {
         Ok(Self { space: Arc::clone(&volume.space), file: volume.file(descriptor), address })
     }
 
+    /// Its descriptor.
+    #[must_use]
+    pub fn descriptor(&self) -> &Descriptor {
+        self.file.descriptor()
+    }
+
     /// The entries behind position `from`, without `.` and `..`.
     pub fn list(&self, from: u64, taker: Taker<'_>) {
         let _ = if self.space.header.is_six() { self.list6(from, taker) } else { self.list5(from, taker) };
@@ -150,7 +159,8 @@ impl Folder {
     fn list5(&self, from: u64, taker: Taker<'_>) -> ControlFlow<()> {
         /// Entries read at once: about 16 KiB.
         const CHUNK: u64 = 117;
-        let count = self.file.len().checked_div(ENTRY5).unwrap_or(0);
+        // No folder has more than its volume has room for.
+        let count = self.file.len().min(self.space.lv.len()).checked_div(ENTRY5).unwrap_or(0);
         let mut index = from;
         while index < count {
             let at = index.saturating_mul(ENTRY5);
@@ -192,8 +202,9 @@ impl Folder {
     // VMFS6
 
     fn blocks(&self) -> u64 {
-        let blocks = self.file.len().saturating_sub(BLOCKS_AT).checked_div(self.space.header.md).unwrap_or(0);
-        blocks.min(MAX_BLOCKS)
+        // No folder has more than its volume has room for.
+        let len = self.file.len().min(self.space.lv.len()).saturating_sub(BLOCKS_AT);
+        len.checked_div(self.space.header.md).unwrap_or(0).min(MAX_BLOCKS)
     }
 
     fn block_at(&self, block: u64) -> u64 {

@@ -7,8 +7,9 @@
 //! **A zero does not end an array.** It is a hole as long as all that it could have mapped, and a thin disk of
 //! 69 GiB can have its only pointer in slot 42.
 
-use super::address::{Address, Block as FileBlock};
+use super::address::{Address, Block as FileBlock, Spot};
 use super::descriptor::{Descriptor, Shape};
+use super::resource::Resource;
 use super::volume::{Pools, Space};
 use crate::adapt::below;
 use crate::layer::{Layer, Place, Run, Trust, Why};
@@ -26,6 +27,8 @@ pub struct File {
     pools: Arc<Pools>,
     descriptor: Descriptor,
     top: Table,
+    /// The bitmaps of file blocks, for a file that is not alive: what they have as used, somebody else has.
+    heir: Option<Resource>,
 }
 
 impl fmt::Debug for File {
@@ -59,6 +62,8 @@ enum Target {
         trust: Trust,
     },
     Zero(Trust),
+    /// Somebody else has it now; the bitmap that says so lies there.
+    Taken(u64),
     Bad,
 }
 
@@ -85,7 +90,7 @@ impl File {
         let bytes = std::mem::take(&mut descriptor.pointers);
         let top =
             Table { at: descriptor.pointers_at, block: Arc::new(Block { bytes, fault: None, trust: Trust::Sound }) };
-        Self { space, pools, descriptor, top }
+        Self { space, pools, descriptor, top, heir: None }
     }
 
     /// The descriptor, without its pointers.
@@ -94,11 +99,33 @@ impl File {
         &self.descriptor
     }
 
+    /// Length of the volume that it lies on.
+    #[must_use]
+    pub fn volume_len(&self) -> u64 {
+        self.space.lv.len()
+    }
+
     /// Believes the whole file at most as much as `trust`.
     #[must_use]
     pub fn trusted(mut self, trust: Trust) -> Self {
         self.descriptor.trust = self.descriptor.trust.max(trust);
         self
+    }
+
+    /// The content of a file that is not alive: blocks that a bitmap has as used by now are lost as overwritten, the
+    /// others are what was left there.
+    #[must_use]
+    pub fn dead(mut self, blocks: Option<Resource>) -> Self {
+        self.descriptor.trust = self.descriptor.trust.max(Trust::Inferred);
+        self.heir = blocks;
+        self
+    }
+
+    /// Where the bitmap lies that says that a resource is in use, if this file is not alive.
+    fn taken(&self, resource: &Resource, spot: Spot) -> Option<u64> {
+        self.heir.as_ref()?;
+        let state = resource.cluster(&self.space, spot.cluster).ok()?;
+        (state.free.get(narrow(spot.resource)) == Some(&false)).then_some(state.at)
     }
 
     fn mapped(&self, at: u64, want: u64, levels: u32, shift: u32) -> Run<'_> {
@@ -127,7 +154,12 @@ impl File {
                 let slot = Slot { table: &table, index, pointer_at, trust, shift };
                 return self.data(raw, at, want.min(rest), want, &slot);
             };
-            let found = self.pools.table(self.space.header.width.decode(raw));
+            let address = self.space.header.width.decode(raw);
+            let found = self.pools.table(address);
+            let taken = found.zip(address.spot()).and_then(|((pool, _), spot)| self.taken(pool, spot));
+            if let Some(bitmap) = taken {
+                return Run { trust, ..Run::lost(rest.min(want), Why::Overwritten, bitmap) };
+            }
             let Some((position, block)) = found.and_then(|(pool, offset)| self.space.table(pool, offset)) else {
                 return Run { trust, ..Run::lost(rest.min(want), Why::Unmapped, pointer_at) };
             };
@@ -163,6 +195,9 @@ impl File {
             let Some((pool, body)) = found else {
                 return Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) };
             };
+            if let Some(bitmap) = self.taken(pool, spot) {
+                return Run { trust: slot.trust, ..Run::lost(want, Why::Overwritten, bitmap) };
+            }
             let run = pool.run(body.saturating_add(into), want.min(pool.size.saturating_sub(into)));
             return Run { trust: run.trust.max(slot.trust), ..run };
         }
@@ -192,6 +227,7 @@ impl File {
                 Run { len: run_len, place, trust: slot.trust.max(trust) }
             }
             Target::Zero(trust) => Run { len: want, place: Place::Zero, trust: slot.trust.max(trust) },
+            Target::Taken(bitmap) => Run { trust: slot.trust, ..Run::lost(want, Why::Overwritten, bitmap) },
             Target::Hole => Run { len: want, place: Place::Hole, trust: slot.trust },
             Target::Volume { .. } | Target::Bad => {
                 Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) }
@@ -212,6 +248,13 @@ impl File {
         if block_at.checked_add(shl(1, size)).is_none_or(|end| end > self.space.lv.len()) {
             return Target::Bad;
         }
+        if let Some(blocks) = self.heir.as_ref().filter(|_| size == header.file_shift)
+            && let Some(cluster) = number.checked_div(blocks.per_cluster)
+            && let Some(resource) = number.checked_rem(blocks.per_cluster)
+            && let Some(bitmap) = self.taken(blocks, Spot { cluster, resource })
+        {
+            return Target::Taken(bitmap);
+        }
         let trust = if odd { Trust::Doubtful } else { Trust::Sound };
         if tbz != 0 {
             // VMFS6 has a bit for each part of the block. Sources read the block as zeros if any is set; that
@@ -229,28 +272,52 @@ impl File {
         Target::Volume { at: block_at.saturating_add(skip), len, trust }
     }
 
-    /// Calls `sink` with the place in the volume of every pointer block of the file. Breaks off where it says no.
-    pub fn tables(&self, sink: &mut dyn FnMut(Range<u64>) -> bool) {
-        let Shape::Mapped { levels, .. } = self.descriptor.shape else { return };
-        let width = self.space.header.width.bytes();
+    /// Visits every pointer, those behind the end of the file too, and calls `sink` with the place in the volume of
+    /// every pointer block.
+    pub fn survey(&self, sink: &mut dyn FnMut(Range<u64>)) -> Survey {
+        let mut survey = Survey::default();
+        let Shape::Mapped { levels, .. } = self.descriptor.shape else { return survey };
+        let header = &self.space.header;
+        let width = header.width.bytes();
+        // No file has more blocks than its volume, and none shares a pointer block with itself.
+        let most = shr(self.space.lv.len(), header.sub_shift);
         let mut open = vec![(self.top.clone(), levels)];
         while let Some((table, level)) = open.pop() {
-            let Some(below) = level.checked_sub(1) else { continue };
             let count = wide(table.block.bytes.len()).checked_div(width).unwrap_or(0);
             for raw in (0..count).filter_map(|i| table.pointer(i, width)).filter(|raw| *raw != 0) {
-                let Some((pool, offset)) = self.pools.table(self.space.header.width.decode(raw)) else { continue };
-                let Some(at) = pool.position(offset) else { continue };
-                if !sink(at..at.saturating_add(pool.size.min(self.space.header.table_size()))) {
-                    return;
+                let address = header.width.decode(raw);
+                let Some(below) = level.checked_sub(1) else {
+                    survey.blocks = survey.blocks.saturating_add(1);
+                    survey.large |= matches!(address, Address::Large(_));
+                    continue;
+                };
+                survey.tables = survey.tables.saturating_add(1);
+                if survey.tables.max(survey.blocks) > most {
+                    survey.endless = true;
+                    return survey;
                 }
-                if below > 0
-                    && let Some((at, block)) = self.space.table(pool, offset)
-                {
+                let Some((pool, offset)) = self.pools.table(address) else { continue };
+                if let Some((at, block)) = self.space.table(pool, offset) {
+                    sink(at..at.saturating_add(pool.size.min(header.table_size())));
                     open.push((Table { at, block }, below));
                 }
             }
         }
+        survey
     }
+}
+
+/// What the pointers of a file add up to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Survey {
+    /// Pointers to data.
+    pub blocks: u64,
+    /// Pointers to pointer blocks.
+    pub tables: u64,
+    /// Large file blocks are among them.
+    pub large: bool,
+    /// They name more than the volume has.
+    pub endless: bool,
 }
 
 /// Which pointer of which table.

@@ -20,6 +20,11 @@
 //! | number | 0x00 u32 | 0x18 u64 | real images |
 //! | resources, free ones | 0x04, 0x08 u32 | 0x20, 0x22 u16 | real images |
 //! | bitmap, 1 = free | 0x10 | 0x80 | real images |
+//!
+//! Seen on real images: the last cluster can have fewer resources than the others; bits behind its last are 0, which
+//! looks like "in use", and the count of free ones leaves them out. `.pbc.sf` of VMFS6 has clusters of 0 resources.
+//! The cluster of large file blocks counts the volume's large blocks as its resources, not those of a full cluster.
+//! No block that a file uses is ever free in the bitmap, and the count of free descriptors is that of the bitmap.
 
 use super::address::{FdAddress, Spot};
 use super::descriptor::{RawLock, Shape, Type};
@@ -95,6 +100,8 @@ pub struct Resource {
     /// Clusters of the parent in one of its groups, times resources in a cluster, and bytes of the group.
     parent: Option<(u64, u64, u64)>,
     six: bool,
+    /// Bytes that the file can have at most: its length, and the volume's.
+    room: u64,
 }
 
 /// The state of one cluster.
@@ -102,7 +109,7 @@ pub struct Resource {
 pub struct Cluster {
     /// Where its header lies in the volume.
     pub at: u64,
-    /// Which of its resources are free; as long as the cluster has resources.
+    /// Which of its resources are free; as many as the cluster has resources.
     pub free: Vec<bool>,
     /// How many of them the header says are free.
     pub free_count: u64,
@@ -162,6 +169,7 @@ impl Resource {
                 (clusters, resources.max(1), u64::from(raw.parent_cluster_group_size))
             }),
             six: header.is_six(),
+            room: file.len().min(file.volume_len()),
             file,
         })
     }
@@ -170,7 +178,7 @@ impl Resource {
     #[must_use]
     pub fn clusters(&self) -> u64 {
         let clusters = self.total.div_ceil(self.per_cluster.max(1));
-        clusters.min(self.file.len().checked_div(self.header_size).unwrap_or(0))
+        clusters.min(self.room.checked_div(self.header_size).unwrap_or(0))
     }
 
     /// Cluster groups.
@@ -236,24 +244,27 @@ impl Resource {
         }
     }
 
-    /// Reads and checks the state of a cluster.
+    /// Reads and checks the state of a cluster. [`Error::NotFound`] if it was never made.
     pub fn cluster(&self, space: &Space, cluster: u64) -> Result<Cluster, Error> {
         const NAME: &str = "VMFS cluster header";
         let header = self.header(cluster).ok_or(Error::NotFound)?;
-        let lost = || {
-            let mut byte = [0];
-            match read_exact(&*self.file, header, &mut byte) {
-                Err(gap) => Error::Lost { what: NAME, gap },
-                Ok(_) => Error::corrupt(NAME, header, "it is not mapped"),
-            }
+        let lost = || match read_exact(&*self.file, header, &mut vec![0; narrow(self.header_size)]) {
+            Err(gap) => Error::Lost { what: NAME, gap },
+            Ok(_) => Error::corrupt(NAME, header, "it is not mapped"),
         };
         let at = self.position(header).ok_or_else(lost)?;
         let block = space.clusters.get(at, || read_block(&*space.lv, at, narrow(self.header_size)));
         let lock = RawLock::parse(block.good(), at)?;
+        if lock.magic == 0 && lock.at == 0 {
+            return Err(Error::NotFound);
+        }
         if lock.at != at {
             return Err(Error::corrupt("VMFS cluster header: position", at, format!("it says {:#x}", lock.at)));
         }
         let metadata = block.good().get(narrow(self.header_size >> 1)..).unwrap_or_default();
+        if wide(metadata.len()) < self.header_size >> 1 {
+            return Err(lost());
+        }
         let field = |at: usize, len: usize| {
             metadata.get(at..at.saturating_add(len)).map_or(0, |bytes| LittleEndian::read_uint(bytes, len))
         };
@@ -262,7 +273,7 @@ impl Resource {
                 let found = format!("signature {:#010x}", field(0x10, 4));
                 return Err(Error::corrupt(NAME, at.saturating_add(self.header_size >> 1), found));
             }
-            (field(0x18, 8), field(0x22, 2), 0x80)
+            (field(0x18, 8), field(0x22, 2), 0x80_u64)
         } else {
             (field(0, 4), field(8, 4), 0x10)
         };
@@ -270,17 +281,16 @@ impl Resource {
             return Err(Error::corrupt("VMFS cluster header: number", at, format!("{number}, {cluster} is right")));
         }
         let bit = |i: u64| metadata.get(narrow(i >> 3)).is_some_and(|byte| byte >> (i & 7) & 1 == 1);
-        let start = u64::from(u8::try_from(bitmap_at).unwrap_or(u8::MAX)).saturating_mul(8);
-        let free = (0..self.per_cluster)
+        let start = bitmap_at.saturating_mul(8);
+        // The last cluster can be larger than what is left for it; its further bits say nothing.
+        let left = self.total.saturating_sub(cluster.saturating_mul(self.per_cluster));
+        let free = (0..self.per_cluster.min(left))
             .map(|i| {
                 // The bitmap of small file blocks has a second half, 256 bytes behind the first.
                 let (half, i) = if self.parent.is_some() { (i >> 8, i & 0xFF) } else { (0, i) };
                 bit(start.saturating_add(half.saturating_mul(0x800)).saturating_add(i.saturating_mul(self.bits)))
             })
             .collect();
-        if wide(metadata.len()) < self.header_size >> 1 {
-            return Err(lost());
-        }
         Ok(Cluster { at, free, free_count })
     }
 }

@@ -98,8 +98,10 @@ impl Tree for Datastore {
 
     fn list(&self, dir: NodeId, from: u64, sink: Lister<'_>) -> Result<(), Error> {
         let folder = Folder::open(&self.volume, address(dir)?)?;
+        // What only a dead folder lists is as dead.
+        let state = self.state(folder.descriptor());
         folder.list(from, &mut |entry| match entry {
-            Ok(dirent) => sink(Ok(self.entry(dirent))),
+            Ok(dirent) => sink(Ok(Entry { state, ..self.entry(dirent) })),
             Err(finding) => sink(Err(finding)),
         });
         Ok(())
@@ -107,7 +109,8 @@ impl Tree for Datastore {
 
     fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<Entry>, Error> {
         let folder = Folder::open(&self.volume, address(dir)?)?;
-        Ok(folder.find(name).map(|dirent| self.entry(dirent)))
+        let state = self.state(folder.descriptor());
+        Ok(folder.find(name).map(|dirent| Entry { state, ..self.entry(dirent) }))
     }
 
     fn open(&self, id: NodeId) -> Result<Bytes, Error> {
@@ -115,9 +118,14 @@ impl Tree for Datastore {
         if found.node_kind() == Kind::Dir {
             return Err(Error::NotFile);
         }
-        let live = self.state(&found) == State::Live;
+        let state = self.state(&found);
         let file = self.volume.file(found);
-        Ok(Arc::new(if live { file } else { file.trusted(Trust::Inferred) }))
+        Ok(Arc::new(match state {
+            State::Live => file,
+            // Perhaps only its bit is wrong, and the blocks in use are its own.
+            State::Orphaned => file.trusted(Trust::Inferred),
+            _ => file.dead(self.volume.blocks().cloned()),
+        }))
     }
 
     fn parts(&self) -> u32 {

@@ -189,6 +189,12 @@ impl Volume {
         File::new(Arc::clone(&self.space), Arc::clone(&self.pools), descriptor)
     }
 
+    /// The bitmaps of the blocks that files are made of.
+    #[must_use]
+    pub fn blocks(&self) -> Option<&Resource> {
+        if self.space.header.is_six() { self.sfb.as_ref() } else { self.fbb.as_ref() }
+    }
+
     /// Whether the bitmap says that a descriptor is free. `None` if the bitmap can't be had.
     #[must_use]
     pub fn is_free(&self, address: FdAddress) -> Option<bool> {
