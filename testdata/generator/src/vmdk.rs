@@ -8,7 +8,7 @@ const SECTOR: u64 = 512;
 const SESPARSE_GRAIN: u64 = 4096;
 const SESPARSE_TABLE_GRAINS: u64 = 4096;
 const SESPARSE_TABLE_SECTORS: u64 = 64;
-/// The content id that ESXi writes into every disk it creates.
+/// The content id that ESXi writes into every disk it creates, until a machine writes to it.
 pub const ESXI_CID: u32 = 0xFFFF_FFFE;
 /// The parent content id of a disk without a parent.
 pub const NO_PARENT: u32 = 0xFFFF_FFFF;
@@ -83,6 +83,22 @@ impl Descriptor {
         }
     }
 
+    /// The same disk after a machine wrote to it: it has a content id of its own, in which its long one ends.
+    #[must_use]
+    pub fn written(mut self, cid: u32) -> Self {
+        self.cid = cid;
+        for (_, value) in self.ddb.iter_mut().filter(|(key, _)| key == "longContentID") {
+            value.replace_range(24.., &format!("{cid:08x}"));
+        }
+        self
+    }
+
+    /// The same delta over a parent with that content id.
+    #[must_use]
+    pub fn over(self, parent_cid: u32) -> Self {
+        Self { parent_cid, ..self }
+    }
+
     /// The descriptor file's text.
     #[must_use]
     pub fn text(&self) -> String {
@@ -110,7 +126,7 @@ impl Descriptor {
     }
 }
 
-/// 32 hexadecimal digits that end in the content id.
+/// 32 hexadecimal digits that end in the content id of a disk that was never written.
 #[must_use]
 pub fn long_content_id(id: u64) -> String {
     let a = scramble(id);
@@ -436,6 +452,15 @@ mod tests {
         assert_eq!(at(tables + 2 * 32_768 + 8), 2 << 60);
         assert_eq!(file[data + 4096], 7);
         assert_eq!(file.len(), data + 8192);
+    }
+
+    #[test]
+    fn a_written_disk_has_a_content_id_of_its_own() {
+        let delta = Descriptor::delta(1 << 20, "SESPARSE", "a-sesparse.vmdk", "b.vmdk", 1);
+        let text = delta.written(0x1234_ABCD).over(0x00C0_FFEE).text();
+        assert!(text.contains("CID=1234abcd\nparentCID=00c0ffee\n"), "{text}");
+        let long = text.split("longContentID = \"").nth(1).expect("it has one");
+        assert_eq!((&long[24..32], &long[32..33]), ("1234abcd", "\""));
     }
 
     #[test]
