@@ -187,5 +187,8 @@ pub fn write(dir: &Path) -> io::Result<()> {
         vmdk::hosted_sparse(&two, "hosted.vmdk", 0x1234_5678),
     )?;
     list("hosted.vmdk", "vmdk", "base-000002.raw", "monolithicSparse");
+    let stream = vmdk::stream_optimized(&two, "generated-stream.vmdk", 0x8765_4321);
+    fs::write(dir.join("stream.vmdk"), stream)?;
+    list("stream.vmdk", "vmdk", "base-000002.raw", "streamOptimized, with a footer");
     fs::write(dir.join("disks.json"), Json::List(listed).to_string())
 }
