@@ -56,7 +56,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
         Ok(None) => {
             // It may be one of many, and any of them may have a parent: what is not here need not be zero.
             let text = "there is no descriptor in it: it may be a part of a disk, and may have a parent";
-            findings.push(Finding::new("KDMV-NO-DESCRIPTOR", 28..44, Trust::Inferred, text));
+            findings.push(Finding::new("KDMV-NO-DESCRIPTOR", 28..44, Trust::Sound, text));
             header.at_best(Trust::Inferred);
             Descriptor::default()
         }
@@ -450,6 +450,8 @@ impl Layer for Redundant {
             copy.audit(part, &mut |note| match note {
                 Note::Claim { of: Use::Data(_), .. } => ControlFlow::Continue(()),
                 Note::Claim { range, .. } if range.start == 0 && !is_first => ControlFlow::Continue(()),
+                // Both lead to the same records.
+                Note::Finding(finding) if finding.code == packed::HEAD && !is_first => ControlFlow::Continue(()),
                 note => sink(note),
             })?;
         }
