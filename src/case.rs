@@ -12,12 +12,14 @@ mod keep;
 mod machines;
 mod names;
 mod paths;
+mod pick;
 mod sources;
 mod wants;
 
 pub use item::{Filled, Item, ItemId, Origin, State};
 pub use machines::{Machine, MachineDisk, Snapshot};
 pub use names::{Names, Target};
+pub use pick::{Parts, Pick};
 pub use sources::Sources;
 
 use crate::mapfile::MapArg;

@@ -40,9 +40,9 @@ fn ours(images: &[PathBuf]) -> BTreeMap<String, Value> {
     let output = vdrecover(&args);
     // A raw device mapping has no bytes here: 1 is right for a volume that has one.
     assert!(matches!(output.status.code(), Some(0 | 1)), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
+    let listing = String::from_utf8(output.stdout).unwrap();
     let mut found = BTreeMap::new();
-    for line in text.lines() {
+    for line in listing.lines() {
         let row: Value = serde_json::from_str(line).unwrap();
         assert_eq!(row["record"], "entry", "a healthy volume has no findings: {row}");
         assert_eq!((&row["state"], &row["trust"]), (&json!("live"), &json!("sound")), "{row}");
@@ -78,7 +78,8 @@ fn content(case: &Case, path: &[u8]) -> String {
 }
 
 fn agree(test: &str, names: &[&str], least: usize) {
-    let images: Option<Vec<PathBuf>> = names.iter().map(|name| unpacked(test, &format!("vmfs/{name}.bin.gz"))).collect();
+    let images: Option<Vec<PathBuf>> =
+        names.iter().map(|name| unpacked(test, &format!("vmfs/{name}.bin.gz"))).collect();
     let Some(images) = images else { return };
     let Some(theirs) = oracle(test, &images) else { return };
     assert!(theirs.len() >= least, "{} entries", theirs.len());
@@ -129,9 +130,8 @@ fn the_far_ends_of_thin_disks() {
         let far = [("normal-flat.vmdk", 42_u64 << 30), ("large-flat.vmdk", 117 << 30)];
         for (file, at) in far {
             let locator = format!("{}::store/{label}/{file}", image.display());
-            let cat = |offset: u64, len: &str| {
-                expect(0, ["cat", "--offset", &offset.to_string(), "--length", len, &locator])
-            };
+            let cat =
+                |offset: u64, len: &str| expect(0, ["cat", "--offset", &offset.to_string(), "--length", len, &locator]);
             assert_eq!(cat(at, "512"), [0x42; 512]);
             assert_eq!(cat(at - 1, "1"), [0]);
             assert_eq!(cat(at + 512, "0x1000"), [0; 4096]);

@@ -6,14 +6,12 @@ use super::{Case, Noted, Options, Store, StoreFile, paths, wants};
 use crate::progress::Progress;
 use crate::source::Source;
 use anyhow::{Result, bail};
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use vdrecover_formats::format::score;
-use vdrecover_formats::{
-    Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, NodeId, Opened, Role, Tree, Trust,
-};
+use vdrecover_formats::{Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, Opened, Role, Tree, Trust};
 
 /// Containers in containers: real nesting is 3 or 4 deep, a container that holds itself nests for ever.
 const MAX_DEPTH: usize = 16;
@@ -24,8 +22,10 @@ const MAX_FILES: usize = 2_000_000;
 
 /// Opens everything that `options` names.
 pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Result<()> {
-    let mut work =
-        Work { case, queue: VecDeque::new(), waiting: Vec::new(), opened: HashSet::new(), files: HashMap::new() };
+    if let Some(folder) = &options.keep {
+        super::keep::prepare(folder, &options.inputs)?;
+    }
+    let mut work = Work { case, queue: VecDeque::new(), waiting: Vec::new(), opened: HashSet::new() };
     for path in &options.inputs {
         work.give(path, true);
     }
@@ -53,8 +53,6 @@ struct Work<'a> {
     waiting: Vec<ItemId>,
     /// Disks that were looked into.
     opened: HashSet<ItemId>,
-    /// Items by the file of a store that they are.
-    files: HashMap<(usize, NodeId), ItemId>,
 }
 
 impl Work<'_> {
@@ -84,7 +82,8 @@ impl Work<'_> {
             .file_name()
             .map_or_else(|| b"folder".to_vec(), |name| std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec());
         let before = self.case.items.len();
-        self.add_store(None, name, Arc::new(folder));
+        let tree: Arc<dyn Tree> = Arc::new(folder);
+        self.add_store(None, name, &tree);
         if self.case.items.len() == before {
             if input {
                 self.case.stores.pop();
@@ -207,8 +206,9 @@ impl Work<'_> {
 
     /// Nothing is complete: joins one item with what it has. Members first, since others lie in them.
     fn join_one_anyway(&mut self) -> bool {
-        let is_set = |id: &&ItemId| self.case.items[**id].opened.link.set.is_some();
-        let Some(id) = self.waiting.iter().find(is_set).or(self.waiting.first()).copied() else { return false };
+        let first = |id: &&ItemId| self.case.items[**id].opened.link.set.as_ref().map(|member| member.first);
+        let set = self.waiting.iter().filter(|id| first(id).is_some()).min_by_key(first);
+        let Some(id) = set.or(self.waiting.first()).copied() else { return false };
         if self.case.items[id].opened.link.set.is_some() {
             self.meet_members(id);
         }
@@ -229,6 +229,12 @@ impl Work<'_> {
     fn meet(&mut self, id: ItemId) -> bool {
         let wants = self.case.items[id].opened.wants.clone();
         if wants.iter().any(|want| want.role == Role::Member) {
+            // The first of a set speaks for it: its structures name the volume.
+            let first = |id: ItemId| self.case.items[id].opened.link.set.as_ref().map(|member| (member.first, id));
+            let set = |id: ItemId| self.case.items[id].opened.link.set.as_ref().map(|member| &member.set);
+            if self.waiting.iter().any(|other| set(*other) == set(id) && first(*other) < first(id)) {
+                return false;
+            }
             // An extent that was not found may still come out of an item that waits itself.
             let complete = wants::members(self.case, id).iter().all(|filled| filled.bytes.is_some());
             if !complete {
@@ -337,7 +343,7 @@ impl Work<'_> {
                     Content::Tree(tree) => {
                         let link = &self.case.items[id].opened.link;
                         let name = link.name.clone().filter(|name| !name.is_empty());
-                        self.add_store(Some(id), name.unwrap_or_else(|| b"datastore".to_vec()), tree);
+                        self.add_store(Some(id), name.unwrap_or_else(|| b"datastore".to_vec()), &tree);
                     }
                     Content::Volumes(volumes) => {
                         for (number, volume) in volumes.into_iter().enumerate() {
@@ -379,9 +385,9 @@ impl Work<'_> {
         any
     }
 
-    fn add_store(&mut self, item: Option<ItemId>, name: Vec<u8>, tree: Arc<dyn Tree>) {
+    fn add_store(&mut self, item: Option<ItemId>, name: Vec<u8>, tree: &Arc<dyn Tree>) {
         let store = self.case.stores.len();
-        let (files, findings) = files(&*tree);
+        let (files, findings) = files(&**tree);
         let about = item.map_or_else(|| super::item::text(&name), |id| self.case.label(id));
         for finding in findings {
             self.case.findings.push(Noted { about: about.clone(), finding });
@@ -389,7 +395,7 @@ impl Work<'_> {
         let depth = item.map_or(0, |id| self.case.items[id].depth + 1);
         let name = unique(name, &self.case.stores);
         let images: Vec<StoreFile> = files.iter().filter(|file| is_image(file, item.is_none())).cloned().collect();
-        self.case.stores.push(Store { item, name, tree: Arc::clone(&tree), files });
+        self.case.stores.push(Store { item, name, tree: Arc::clone(tree), files });
         for file in images {
             let Ok(bytes) = tree.open(file.entry.id) else { continue };
             let certain = is_disk_name(&file.entry.name);
@@ -397,11 +403,8 @@ impl Work<'_> {
             if !certain && best(&bytes).0 <= score::WEAK {
                 continue;
             }
-            let node = file.entry.id;
             let origin = Origin::File { store, dir: file.dir, path: file.path, entry: file.entry };
-            if let Some(id) = self.add(origin, bytes, depth) {
-                self.files.insert((store, node), id);
-            }
+            self.add(origin, bytes, depth);
         }
     }
 
@@ -591,7 +594,8 @@ fn unique(name: Vec<u8>, stores: &[Store]) -> Vec<u8> {
         return name;
     }
     // The number is the place in the order of what was given, equal in every run.
-    (2..).map(|n| [name.as_slice(), format!("~{n}").as_bytes()].concat()).find(|name| !taken(name)).unwrap_or(name)
+    let numbered = (2..=stores.len() + 2).map(|n| [name.as_slice(), format!("~{n}").as_bytes()].concat());
+    numbered.into_iter().find(|name| !taken(name)).unwrap_or(name)
 }
 
 /// What a failed join says.

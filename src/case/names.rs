@@ -2,7 +2,7 @@
 
 use super::item::ItemId;
 use super::machines::MachineDisk;
-use super::{Case, compose, paths};
+use super::{Case, compose};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use vdrecover_formats::tree::Lister;
@@ -57,7 +57,7 @@ impl Names {
         if let Some(Named::Dir(entries)) = usize::try_from(dir.0 - 1).ok().and_then(|at| self.nodes.get_mut(at)) {
             let free = |name: &[u8]| !entries.contains_key(name);
             // Callers keep names apart; this catches what two hostile names become when they are made safe.
-            let name = (1..)
+            let name = (1..=entries.len() + 1)
                 .map(|n| if n == 1 { name.clone() } else { [name.as_slice(), format!("~{n}").as_bytes()].concat() })
                 .find(|name| free(name));
             entries.extend(name.map(|name| (name, (id, kind))));
@@ -85,7 +85,7 @@ impl Names {
 }
 
 /// A name that every kernel and shell can hold: no separator, no NUL, never empty or a dot folder.
-fn safe(name: &[u8]) -> Vec<u8> {
+pub(super) fn safe(name: &[u8]) -> Vec<u8> {
     let name: Vec<u8> = name.iter().map(|byte| if matches!(byte, b'/' | 0) { b'_' } else { *byte }).take(240).collect();
     match name.as_slice() {
         b"" | b"." | b".." => [b"_", name.as_slice()].concat(),
@@ -319,6 +319,5 @@ mod tests {
         };
         names.list(root, 0, all).unwrap();
         assert_eq!(listed, [".._x", ".._x~2", "_", "_..", "a_b"]);
-        assert_eq!(paths::split(b"a/b/c"), (&b"a/b"[..], &b"c"[..]));
     }
 }

@@ -9,11 +9,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use vdrecover_formats::Tag;
 
+/// A source, by its device and inode.
+type Opened = ((u64, u64), Arc<Source>);
+
 /// The open sources. The one place in which an input is opened, and only to be read.
 #[derive(Debug)]
 pub struct Sources {
     maps: Vec<MapArg>,
-    open: Mutex<Vec<((u64, u64), Arc<Source>)>>,
+    open: Mutex<Vec<Opened>>,
 }
 
 impl Sources {

@@ -12,7 +12,7 @@ use vdrecover_formats::{Layer, Seen, Trust, read};
 /// Arguments of `cat`.
 #[derive(Debug, Args)]
 pub(super) struct Command {
-    /// IMAGE::PATH, or IMAGE if there is one disk in it
+    /// `IMAGE::PATH`, or IMAGE if there is one disk in it
     #[arg(value_name = "LOCATOR")]
     locator: OsString,
     /// First byte

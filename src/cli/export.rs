@@ -1,11 +1,253 @@
-//! export
+//! `vdrecover export`: a file, a folder, a disk or a VM, out of an image.
+
+use super::cat::is_descriptor;
 use super::out::Out;
-use super::{Global, Outcome};
-use anyhow::Result;
-use clap::Args;
-/// Arguments
+use super::{Global, Outcome, size};
+use crate::case::Case;
+use crate::digest::Digest;
+use crate::export::folder::{FolderOptions, Foldered, export_folder};
+use crate::export::{Dest, Evidence, ExportOptions, Exported, Hashing, Refused, export};
+use crate::locator::{self, Locator};
+use crate::progress::Progress;
+use crate::report::{self, printable};
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+use vdrecover_formats::{Finding, Kind, Tree, Trust};
+
+/// Arguments of `export`.
 #[derive(Debug, Args)]
-pub(super) struct Command {}
-pub(super) fn run(_: &Command, _: &Global, _: &mut Out) -> Result<Outcome> {
-    Ok(Outcome::Sound)
+pub(super) struct Command {
+    /// `IMAGE::PATH`, or IMAGE if there is one disk in it
+    #[arg(value_name = "LOCATOR")]
+    locator: OsString,
+    /// The file or folder to make, an existing block device with --force, or - for stdout
+    #[arg(short, long, value_name = "DEST")]
+    output: PathBuf,
+    /// Format of a disk; else the suffix of DEST decides
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    #[command(flatten)]
+    writing: Writing,
+}
+
+/// What every command that writes takes.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Writing {
+    /// Replace what is there; needed for every block device
+    #[arg(long)]
+    pub(super) force: bool,
+    /// No SHA-256: hashing costs more than copying
+    #[arg(long)]
+    no_hash: bool,
+    /// Hash what is at most this long
+    #[arg(long, value_name = "N", default_value = "64G", value_parser = size)]
+    hash_limit: u64,
+}
+
+/// Formats that a disk can be written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Byte for byte, sparse
+    Raw,
+}
+
+/// Suffixes of formats that a user may expect and this version does not write.
+const UNWRITTEN: [&str; 6] = ["qcow2", "vmdk", "vhd", "vhdx", "vdi", "ova"];
+
+pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
+    let locator = Locator::parse(&command.locator);
+    let case = global.open_at(&locator, out)?;
+    let found = match &locator.path {
+        Some(path) => locator::find(&case, path)?,
+        None => locator::one_disk(&case)?,
+    };
+    let evidence = evidence(&case, std::slice::from_ref(&locator.image))?;
+    let progress = stoppable(global)?;
+    let options = command.writing.options(&case, &printable(&found.path), global);
+    let incomplete = Outcome::doubt_if(!case.failed.is_empty());
+    if found.entry.kind == Kind::Dir {
+        let source = format!("{}::{}", locator.image.display(), printable(&found.path));
+        let options = FolderOptions { export: options, source, attributes: true };
+        let done = export_folder(&case, found.entry.id, &command.output, &evidence, &options, &progress)
+            .map_err(|error| advise(error, &command.output));
+        progress.finish();
+        return Ok(tell_folder(&done?, &command.output, out)?.max(incomplete));
+    }
+    if case.target(found.entry.id).is_some() {
+        check_format(command)?;
+    }
+    let bytes = case.open(found.entry.id).with_context(|| printable(&found.path))?;
+    let dest = Dest::of(&command.output);
+    let done = export(&*bytes, &dest, &evidence, &options, &progress);
+    progress.finish();
+    let done = match done {
+        // Whoever reads the pipe wants no more.
+        Err(error) if matches!(error.downcast_ref(), Some(Refused::Closed)) => return Ok(incomplete),
+        done => done.map_err(|error| advise(error, &command.output))?,
+    };
+    let outcome = tell(&done, &command.output, matches!(dest, Dest::Pipe(_)), out)?;
+    if is_descriptor(&found.entry.name, bytes.len()) {
+        out.hint("this is the descriptor's text: its disk is in vms/ or disks/, see `vdrecover ls -R IMAGE`");
+    }
+    Ok(outcome.max(incomplete))
+}
+
+fn check_format(command: &Command) -> Result<()> {
+    let suffix = command.output.extension().map(|suffix| suffix.to_string_lossy().to_ascii_lowercase());
+    match suffix.filter(|suffix| command.format.is_none() && UNWRITTEN.contains(&suffix.as_str())) {
+        Some(suffix) => bail!(
+            "{}: this version does not write {suffix}; write raw (-o NAME.raw, or --format raw) and let `qemu-img \
+             convert` make it",
+            command.output.display()
+        ),
+        None => Ok(()),
+    }
+}
+
+impl Writing {
+    /// How to export, with an identity by which an interrupted export knows its own beginning.
+    pub(super) fn options(&self, case: &Case, what: &str, global: &Global) -> ExportOptions {
+        ExportOptions {
+            force: self.force,
+            threads: global.thread_count(),
+            hash: if self.no_hash { Hashing::Off } else { Hashing::UpTo(self.hash_limit) },
+            identity: Some(identity(case, what)),
+            ..ExportOptions::default()
+        }
+    }
+}
+
+/// Every source with its length and time of change, and what is taken from them.
+fn identity(case: &Case, what: &str) -> String {
+    let sources = case.sources.all();
+    let sources: Vec<_> = sources
+        .iter()
+        .map(|source| {
+            let changed = source.modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let changed = changed.map(|time| time.as_nanos().to_string());
+            json!([source.path.display().to_string(), source.len, changed])
+        })
+        .collect();
+    json!({"program": env!("CARGO_PKG_VERSION"), "what": what, "sources": sources}).to_string()
+}
+
+/// What may not be written to: every source, and every folder that was given.
+pub(super) fn evidence(case: &Case, inputs: &[PathBuf]) -> Result<Evidence> {
+    let mut evidence = Evidence::of(inputs)?;
+    for source in case.sources.all() {
+        evidence.add(&source.path)?;
+    }
+    Ok(evidence)
+}
+
+/// A progress that Ctrl-C and SIGTERM stop at its next step; a second one ends the program.
+pub(super) fn stoppable(global: &Global) -> Result<Progress> {
+    let progress = global.progress();
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 2, progress.stop_flag())?;
+        signal_hook::flag::register(signal, progress.stop_flag())?;
+    }
+    Ok(progress)
+}
+
+/// Adds to an error what to try.
+pub(super) fn advise(error: anyhow::Error, dest: &Path) -> anyhow::Error {
+    let advice = match error.downcast_ref::<Refused>() {
+        Some(Refused::Stopped) => "stopped; the same command goes on from here",
+        Some(Refused::NoSpace { .. }) => "name a DEST on a file system with more room",
+        _ => return error,
+    };
+    error.context(format!("{}: {advice}", dest.display()))
+}
+
+fn tell(done: &Exported, output: &Path, is_pipe: bool, out: &mut Out) -> Result<Outcome> {
+    let outcome = Outcome::doubt_if(!done.is_sound());
+    let shown = output.display().to_string();
+    if is_pipe {
+        for finding in &done.findings {
+            out.error(&format!("[{}] {}", finding.code, finding.text));
+        }
+        if done.lost_bytes > 0 {
+            out.error(&format!("{} bytes are lost and were written as zeros", done.lost_bytes));
+        }
+        return Ok(outcome);
+    }
+    out.record(
+        "export",
+        json!({
+            "path": shown, "length": done.len, "written": done.data_bytes, "sha256": done.digest.hex(),
+            "sha256_reason": done.digest.reason(), "trust": done.trust.word(), "missing": done.lost_bytes,
+            "gaps": done.gap_count, "map": done.map.as_ref().map(|map| map.display().to_string()),
+            "resumed_at": done.resumed_at,
+        }),
+    )?;
+    let written = report::size(done.data_bytes);
+    out.line(format_args!("{shown}: {}, {written} of it data, {}", report::size(done.len), done.trust.word()))?;
+    match &done.digest {
+        Digest::Sha256(_) => out.line(format_args!("sha256 {}", done.digest))?,
+        Digest::Absent(reason) => out.line(format_args!("no sha256: {reason}"))?,
+    }
+    if done.lost_bytes > 0 {
+        let map = done.map.as_ref().map_or_else(String::new, |map| format!("; {} tells which", map.display()));
+        out.line(format_args!("{} bytes in {} gaps are missing{map}", done.lost_bytes, done.gap_count))?;
+        for gap in done.gaps.iter().take(5) {
+            out.line(format_args!("  {gap}"))?;
+        }
+    }
+    findings(&done.findings, done.trust, &shown, out)?;
+    Ok(outcome)
+}
+
+/// Says how an export of a folder went.
+pub(super) fn tell_folder(done: &Foldered, output: &Path, out: &mut Out) -> Result<Outcome> {
+    let tally = &done.tally;
+    let shown = output.display().to_string();
+    out.record(
+        "export",
+        json!({
+            "path": shown, "files": tally.files, "damaged": tally.damaged, "folders": tally.folders,
+            "others": tally.others, "failed": tally.failed, "written": tally.data_bytes,
+            "missing": tally.lost_bytes, "trust": done.trust.word(),
+            "manifest": done.manifest.display().to_string(), "resumed": done.resumed,
+        }),
+    )?;
+    let written = report::size(tally.data_bytes);
+    out.line(format_args!(
+        "{shown}: {} files, {} folders, {written} written, {}",
+        tally.files,
+        tally.folders,
+        done.trust.word()
+    ))?;
+    if tally.damaged > 0 {
+        let lost = report::size(tally.lost_bytes);
+        out.line(format_args!(
+            "{} files have gaps, {lost} in all; each has a .vdrecover.map beside it",
+            tally.damaged
+        ))?;
+    }
+    if tally.failed > 0 {
+        out.line(format_args!("{} files could not be taken out", tally.failed))?;
+    }
+    out.line(format_args!("{} lists every file with its hash, state and trust", done.manifest.display()))?;
+    findings(&done.findings, done.trust, &shown, out)?;
+    Ok(Outcome::doubt_if(!done.is_sound()))
+}
+
+fn findings(all: &[Finding], trust: Trust, about: &str, out: &mut Out) -> Result<()> {
+    for finding in all.iter().take(20) {
+        let noted = crate::case::Noted { about: about.to_owned(), finding: finding.clone() };
+        super::scan::show_finding(&noted, out)?;
+    }
+    if all.len() > 20 {
+        out.line(format_args!("  and {} more; the manifest has them all", all.len() - 20))?;
+    }
+    if trust > Trust::Sound {
+        out.hint(&format!("the content is {}: `vdrecover scan` says why", trust.word()));
+    }
+    Ok(())
 }

@@ -13,12 +13,12 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::ops::ControlFlow;
-use vdrecover_formats::{Entry, Finding, Kind, Node, NodeId, Note, State, Tree, Trust};
+use vdrecover_formats::{Entry, Finding, Kind, Node, NodeId, Note, Tree, Trust};
 
 /// Arguments of `ls`.
 #[derive(Debug, Args)]
 pub(super) struct Command {
-    /// IMAGE, or IMAGE::PATH for a folder or file in it
+    /// IMAGE, or `IMAGE::PATH` for a folder or file in it
     #[arg(value_name = "LOCATOR")]
     locator: OsString,
     /// One line each: type and mode, size, time, state, trust, missing bytes
@@ -64,33 +64,26 @@ impl Listing<'_> {
         let mut seen = HashSet::from([start]);
         let mut todo = vec![(start, path.to_vec())];
         while let Some((dir, path)) = todo.pop() {
-            let mut below = Vec::new();
-            let mut failed = None;
-            let case = self.case;
-            let listed = case.list(dir, 0, &mut |entry| {
-                let done = match entry {
-                    Ok(entry) => {
-                        if entry.name.starts_with(b".") && !self.command.all {
-                            return ControlFlow::Continue(());
-                        }
-                        let path = join(&path, &entry.name);
-                        if entry.kind == Kind::Dir && self.command.recursive && seen.insert(entry.id) {
-                            below.push((entry.id, path.clone()));
-                        }
-                        self.entry(&entry, &path)
-                    }
-                    Err(finding) => self.finding(&path, &finding),
-                };
-                match done {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(error) => {
-                        failed = Some(error);
-                        ControlFlow::Break(())
-                    }
+            let (mut entries, mut findings) = (Vec::new(), Vec::new());
+            let listed = self.case.list(dir, 0, &mut |entry| {
+                match entry {
+                    Ok(entry) if entry.name.starts_with(b".") && !self.command.all => {}
+                    Ok(entry) => entries.push(entry),
+                    Err(finding) => findings.push(finding),
                 }
+                ControlFlow::Continue(())
             });
-            if let Some(error) = failed {
-                return Err(error);
+            entries.sort_by(|a, b| a.name.cmp(&b.name));
+            let mut below = Vec::new();
+            for entry in entries {
+                let path = join(&path, &entry.name);
+                if entry.kind == Kind::Dir && self.command.recursive && seen.insert(entry.id) {
+                    below.push((entry.id, path.clone()));
+                }
+                self.entry(&entry, &path)?;
+            }
+            for finding in findings {
+                self.finding(&path, &finding)?;
             }
             if let Err(error) = listed {
                 self.worst = Outcome::Doubt;
@@ -256,18 +249,24 @@ fn mode_text(node: &Node) -> String {
     // Set-user-id, set-group-id and the sticky bit stand where the x of their group stands.
     let special = |at: u32, letter: char| match (node.mode >> (11 - at / 3) & 1, letter) {
         (0, letter) => letter,
-        (_, 'x') => if at == 8 { 't' } else { 's' },
-        (_, _) => if at == 8 { 'T' } else { 'S' },
+        (_, 'x') => {
+            if at == 8 {
+                't'
+            } else {
+                's'
+            }
+        }
+        (_, _) => {
+            if at == 8 {
+                'T'
+            } else {
+                'S'
+            }
+        }
     };
     let bits = (0..9).map(|at| {
         let letter = bit(8 - at, ['r', 'w', 'x'][at as usize % 3]);
         if at % 3 == 2 { special(at, letter) } else { letter }
     });
     std::iter::once(kind).chain(bits).collect()
-}
-
-/// Whether an entry counts as deleted evidence and not as loss.
-#[must_use]
-pub(super) fn is_evidence(state: State) -> bool {
-    state != State::Live
 }

@@ -15,7 +15,7 @@ use vdrecover_formats::{Place, Resolved, Trust};
 /// Arguments of `map`.
 #[derive(Debug, Args)]
 pub(super) struct Command {
-    /// IMAGE::PATH, or IMAGE if there is one disk in it
+    /// `IMAGE::PATH`, or IMAGE if there is one disk in it
     #[arg(value_name = "LOCATOR")]
     locator: OsString,
     /// First byte

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 /// Arguments of `mount`.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(super) struct Command {
     /// Images, devices or folders, and last the empty folder to mount on
     #[arg(value_name = "IMAGE... DIR", required = true, num_args = 2..)]

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::fmt::Display;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, Write};
 
 /// Version of the JSON schema in `docs/json.md`.
 const SCHEMA: u32 = 1;
@@ -49,11 +49,6 @@ impl Out {
 
     pub(super) fn flush(&mut self) -> Result<()> {
         Ok(self.stdout.flush()?)
-    }
-
-    /// Whether people look at stdout.
-    pub(super) fn is_terminal(&self) -> bool {
-        io::stdout().is_terminal()
     }
 
     /// Something went wrong, or is missing. Always told.

@@ -141,20 +141,17 @@ impl Scan<'_> {
         let mut disks = Vec::new();
         let (mut absent, mut size) = (0, 0);
         for disk in &machine.disks {
-            match disk.item {
-                Some(item) => {
-                    let bytes = self.case.items[item].disk();
-                    let health = health::of(&*bytes, health::LISTING);
-                    size += bytes.len();
-                    worst.missing += health.missing;
-                    worst.trust = worst.trust.max(health.trust).max(self.case.items[item].trust());
-                    disks.push(disk_record(disk, bytes.len(), &health));
-                }
-                None => {
-                    absent += 1;
-                    disks.push(json!({"name": printable(&disk.name), "found": false}));
-                }
-            }
+            let Some(item) = disk.item else {
+                absent += 1;
+                disks.push(json!({"name": printable(&disk.name), "found": false}));
+                continue;
+            };
+            let bytes = self.case.items[item].disk();
+            let health = health::of(&*bytes, health::LISTING);
+            size += bytes.len();
+            worst.missing += health.missing;
+            worst.trust = worst.trust.max(health.trust).max(self.case.items[item].trust());
+            disks.push(disk_record(disk, bytes.len(), &health));
         }
         let verdict = verdict(&worst, absent);
         if absent > 0 || !worst.is_sound() {

@@ -16,7 +16,7 @@ use vdrecover_formats::{Layer, Place, Trust, walk};
 /// Arguments of `trace`.
 #[derive(Debug, Args)]
 pub(super) struct Command {
-    /// IMAGE::PATH, or IMAGE if there is one disk in it
+    /// `IMAGE::PATH`, or IMAGE if there is one disk in it
     #[arg(value_name = "LOCATOR")]
     locator: OsString,
     /// The byte
