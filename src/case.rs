@@ -44,6 +44,8 @@ pub struct Options {
     pub maps: Vec<MapArg>,
     /// Whether an input in which nothing is recognised is searched from end to end.
     pub sweep: bool,
+    /// Whether plain files are mapped into memory for a search.
+    pub mmap: bool,
     /// Where sweeps are kept for the next command.
     pub keep: Option<PathBuf>,
 }
@@ -121,7 +123,7 @@ impl Case {
     pub fn open(options: &Options, progress: &Progress) -> Result<Self> {
         let mut case = Self {
             pool: Pool::new(CACHE),
-            sources: Arc::new(Sources::new(options.maps.clone())),
+            sources: Arc::new(Sources::new(options.maps.clone(), options.mmap)),
             inputs: Vec::new(),
             failed: Vec::new(),
             items: Vec::new(),

@@ -83,6 +83,9 @@ struct Global {
     /// A ddrescue map of an input: every status but + is lost (repeatable)
     #[arg(long = "mapfile", global = true, value_name = "IMAGE=MAP[@SHIFT]")]
     maps: Vec<OsString>,
+    /// Search plain files through a memory mapping: faster, but a bad sector or a file cut short ends the program
+    #[arg(long, global = true)]
+    mmap: bool,
     /// A folder, not beside the evidence, in which sweeps are kept for later commands
     #[arg(long, global = true, value_name = "DIR")]
     case: Option<PathBuf>,
@@ -167,8 +170,14 @@ impl Global {
         for map in &maps {
             locator::check_exists(&map.image)?;
         }
-        let options =
-            Options { inputs: inputs.to_vec(), with: self.with.clone(), maps, sweep, keep: self.case.clone() };
+        let options = Options {
+            inputs: inputs.to_vec(),
+            with: self.with.clone(),
+            maps,
+            sweep,
+            keep: self.case.clone(),
+            mmap: self.mmap,
+        };
         let progress = self.progress();
         let case = Case::open(&options, &progress)?;
         progress.finish();

@@ -8,6 +8,7 @@ mod bad;
 mod extents;
 mod file;
 mod input;
+mod mmap;
 mod split;
 
 use crate::mapfile::Mapfile;
@@ -114,6 +115,15 @@ fn holes(has_holes: bool, len: u64) -> Option<Finding> {
 }
 
 impl Source {
+    /// The same source, mapped into memory for those who look at bytes without a copy.
+    ///
+    /// # Errors
+    /// The file can't be mapped: it is a device or a split image, or the system refuses.
+    pub fn mapped(mut self) -> Result<Self> {
+        self.bytes = Arc::new(mmap::Mapped::new(&self.path, self.bytes)?);
+        Ok(self)
+    }
+
     /// The same source, less what a mapfile says was not read from the device.
     ///
     /// Positions in the map are the rescued device's; `shift` of them lie before the first byte of this source.

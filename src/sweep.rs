@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use vdrecover_formats::cursor::walk_merged;
 use vdrecover_formats::format::{Clue, Window};
 use vdrecover_formats::num::narrow;
-use vdrecover_formats::{Finding, Format, Gap, Layer, Loss, Place, Trust, Why, read};
+use vdrecover_formats::{Finding, Format, Gap, Layer, Loss, Place, Trust, Why, read, walk};
 use windows::{Item, Windows};
 
 /// Gaps that are listed one by one; the sums go on behind it.
@@ -119,19 +119,26 @@ fn look(layer: &dyn Layer, formats: &[&Format], options: &SweepOptions, item: &I
         return looked;
     }
     let len = end.saturating_add(options.margin).min(layer.len()) - item.from;
-    buf.resize(narrow(len), 0);
-    // A bug in a format costs its window and no more.
-    let Ok(seen) = catch_unwind(AssertUnwindSafe(|| read(layer, item.from, buf))) else {
-        looked.findings.push(failed("reading", &item.range));
-        looked.gaps.push(Gap { range: item.range.clone(), loss: Loss { why: Why::Unmapped, at: start } });
-        return looked;
-    };
     looked.read = len;
-    looked.gaps.extend(seen.gaps.into_iter().filter_map(|gap| {
-        let range = gap.range.start.max(start)..gap.range.end.min(end);
-        (range.start < range.end).then_some(Gap { range, loss: gap.loss })
-    }));
-    let window = Window { at: item.from, bytes: buf, own: narrow(end - item.from) };
+    let bytes = match borrowed(layer, item.from, len) {
+        Some(bytes) => bytes,
+        None => {
+            buf.resize(narrow(len), 0);
+            // A bug in a format costs its window and no more.
+            let Ok(seen) = catch_unwind(AssertUnwindSafe(|| read(layer, item.from, buf))) else {
+                looked.read = 0;
+                looked.findings.push(failed("reading", &item.range));
+                looked.gaps.push(Gap { range: item.range.clone(), loss: Loss { why: Why::Unmapped, at: start } });
+                return looked;
+            };
+            looked.gaps.extend(seen.gaps.into_iter().filter_map(|gap| {
+                let range = gap.range.start.max(start)..gap.range.end.min(end);
+                (range.start < range.end).then_some(Gap { range, loss: gap.loss })
+            }));
+            buf
+        }
+    };
+    let window = Window { at: item.from, bytes, own: narrow(end - item.from) };
     for format in formats {
         let mut clues = Vec::new();
         let shown = catch_unwind(AssertUnwindSafe(|| {
@@ -152,6 +159,13 @@ fn look(layer: &dyn Layer, formats: &[&Format], options: &SweepOptions, item: &I
         looked.clues.push(clues);
     }
     looked
+}
+
+/// The bytes without a copy, where one layer has them all in memory: a mapped input.
+fn borrowed(layer: &dyn Layer, at: u64, len: u64) -> Option<&[u8]> {
+    let run = walk(layer, at..at.checked_add(len)?).next()?;
+    let whole = matches!(run.place, Place::Own) && run.len == len;
+    whole.then(|| run.layer.slice(run.offset..run.offset.saturating_add(len))).flatten()
 }
 
 fn add_gap(swept: &mut Swept, gap: Gap) {

@@ -23,8 +23,8 @@ fn oracle(test: &str, images: &[PathBuf]) -> Option<BTreeMap<String, Value>> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/oracle/dissect_vmfs.py");
     let output = Command::new("python3").arg(script).arg(HASH_LIMIT.to_string()).args(images).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let text = String::from_utf8(output.stdout).unwrap();
-    let rows = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let rows = printed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     Some(rows.map(|row| (row["path"].as_str().unwrap().to_owned(), row)).collect())
 }
 

@@ -29,6 +29,10 @@ impl Layer for Memory {
         wide(self.0.len())
     }
 
+    fn about(&self) -> String {
+        "memory".into()
+    }
+
     fn run(&self, _: u64, want: u64) -> Run<'_> {
         Run::sound(want, Place::Own)
     }
@@ -51,6 +55,7 @@ pub struct Window {
     base: Bytes,
     start: u64,
     len: u64,
+    name: Option<Box<str>>,
 }
 
 impl Window {
@@ -58,13 +63,23 @@ impl Window {
     #[must_use]
     pub fn new(base: Bytes, start: u64, len: u64) -> Self {
         let len = len.min(u64::MAX.saturating_sub(start));
-        Self { base, start, len }
+        Self { base, start, len, name: None }
+    }
+
+    /// The same, called `name` by [`Layer::about`].
+    #[must_use]
+    pub fn named(self, name: impl Into<String>) -> Self {
+        Self { name: Some(name.into().into_boxed_str()), ..self }
     }
 }
 
 impl Layer for Window {
     fn len(&self) -> u64 {
         self.len
+    }
+
+    fn about(&self) -> String {
+        self.name.as_deref().unwrap_or("part of the layer below").to_owned()
     }
 
     fn run(&self, at: u64, want: u64) -> Run<'_> {
@@ -107,6 +122,10 @@ impl Concat {
 impl Layer for Concat {
     fn len(&self) -> u64 {
         self.len
+    }
+
+    fn about(&self) -> String {
+        format!("{} layers one behind the other", self.parts.len())
     }
 
     fn run(&self, at: u64, want: u64) -> Run<'_> {
@@ -158,6 +177,10 @@ impl Layer for Patch {
         self.base.len()
     }
 
+    fn about(&self) -> String {
+        "newer copies over the layer below".into()
+    }
+
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let next = self.copies.partition_point(|copied| copied.at.saturating_add(copied.len) <= at);
         match self.copies.get(next) {
@@ -203,6 +226,10 @@ impl Layer for Damaged {
         self.base.len()
     }
 
+    fn about(&self) -> String {
+        "the layer below without what is known to be bad".into()
+    }
+
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let next = self.lost.partition_point(|range| range.end <= at);
         match self.lost.get(next) {
@@ -231,6 +258,10 @@ impl Trusted {
 impl Layer for Trusted {
     fn len(&self) -> u64 {
         self.base.len()
+    }
+
+    fn about(&self) -> String {
+        format!("{}, {} as a choice", self.base.about(), self.trust.word())
     }
 
     fn run(&self, at: u64, want: u64) -> Run<'_> {
@@ -262,6 +293,10 @@ impl Blank {
 impl Layer for Blank {
     fn len(&self) -> u64 {
         self.len
+    }
+
+    fn about(&self) -> String {
+        if self.loss.is_some() { "nothing that can be had" } else { "zeros" }.into()
     }
 
     fn run(&self, _: u64, want: u64) -> Run<'_> {

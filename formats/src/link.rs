@@ -159,14 +159,43 @@ impl Role {
 pub struct Fact {
     /// In the specification's words, snake case: also the JSON key.
     pub name: &'static str,
-    /// Value with its unit.
-    pub value: String,
+    /// What it is.
+    pub value: Value,
+}
+
+/// A value with its unit, so that people and programs both get it in their own form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Words.
+    Text(String),
+    /// A number of bytes.
+    Bytes(u64),
+    /// A time, in nanoseconds since 1970.
+    Time(i128),
+    /// A number whose digits mean something in base 16: an offset, flags.
+    Hex(u64),
+    /// A number of things.
+    Count(u64),
+    /// Yes or no.
+    Flag(bool),
+}
+
+impl From<String> for Value {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
 }
 
 impl Fact {
     /// A fact.
     #[must_use]
-    pub fn new(name: &'static str, value: impl Into<String>) -> Self {
+    pub fn new(name: &'static str, value: impl Into<Value>) -> Self {
         Self { name, value: value.into() }
     }
 }

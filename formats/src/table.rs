@@ -6,6 +6,8 @@ use crate::format::Format;
 pub static FORMATS: &[&Format] = &[
     &crate::disk::qcow2::FORMAT,
     &crate::disk::vmdk::FORMAT,
+    &crate::disk::vmdk::hosted::FORMAT,
+    &crate::disk::vmdk::cowd::FORMAT,
     &crate::disk::vmdk::sesparse::FORMAT,
     &crate::volume::gpt::FORMAT,
     &crate::volume::mbr::FORMAT,

@@ -31,7 +31,7 @@ use self::volume::Volume;
 use crate::error::Error;
 use crate::format::{Format, Magic, Sweep, score};
 use crate::layer::{Bytes, Layer, Trust};
-use crate::link::{Content, Fact, Link, Opened, Role, Want};
+use crate::link::{Content, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
 use crate::note::Finding;
 use crate::num::wide;
@@ -158,33 +158,44 @@ fn refused(why: &str) -> Finding {
 
 fn device_facts(device: &Device, facts: &mut Vec<Fact>) {
     let volume = &device.volume;
-    let mut fact = |name, value: String| facts.push(Fact::new(name, value));
-    fact("lvm_version", format!("{}.{}", device.major, device.minor));
-    fact("lvm_device_uuid", uuid(device.uuid));
-    fact("lvm_device_created", format!("{} (Unix time, microseconds)", device.made));
-    fact("lvm_device_size", format!("{} bytes", device.total_bytes));
-    fact("lvm_data_offset", format!("{:#x}", device.data_offset));
-    fact("lvm_volume_uuid", uuid(volume.uuid));
-    fact("lvm_volume_created", format!("{} (Unix time, microseconds)", volume.creation_time));
-    fact("lvm_snapshot_id", format!("{:#x}", volume.snapshot_id));
-    fact("lvm_volume_size", format!("{} bytes", volume.logical_size));
-    fact("lvm_volume_state", volume.state.to_string());
-    fact("lvm_devices", device.member().count.to_string());
-    fact("lvm_extents", format!("{} to {}", volume.first_pe, volume.last_pe));
+    let mut fact = |name, value: Value| facts.push(Fact::new(name, value));
+    fact("lvm_version", format!("{}.{}", device.major, device.minor).into());
+    fact("lvm_device_uuid", uuid(device.uuid).into());
+    fact("lvm_device_created", Value::Time(micros(device.made)));
+    fact("lvm_device_size", Value::Bytes(device.total_bytes));
+    fact("lvm_data_offset", Value::Hex(device.data_offset));
+    fact("lvm_volume_uuid", uuid(volume.uuid).into());
+    fact("lvm_volume_created", Value::Time(micros(volume.creation_time)));
+    fact("lvm_snapshot_id", Value::Hex(volume.snapshot_id.into()));
+    fact("lvm_volume_size", Value::Bytes(volume.logical_size));
+    fact("lvm_volume_state", Value::Count(volume.state.into()));
+    fact("lvm_devices", Value::Count(device.member().count.into()));
+    fact("lvm_extents", format!("{} to {}", volume.first_pe, volume.last_pe).into());
 }
 
 fn header_facts(header: &Header, facts: &mut Vec<Fact>) {
-    let size = |shift: u32| format!("{} bytes", 1_u64.checked_shl(shift).unwrap_or(0));
-    let mut fact = |name, value: String| facts.push(Fact::new(name, value));
-    fact("vmfs_version", format!("{}.{}", header.major, header.minor));
-    fact("vmfs_local", header.local.to_string());
-    fact("vmfs_label", String::from_utf8_lossy(&header.label).into_owned());
-    fact("vmfs_uuid", uuid(header.uuid));
-    fact("vmfs_created", format!("{} (Unix time)", header.created));
-    fact("vmfs_config", format!("{:#x}", header.config));
+    let size = |shift: u32| Value::Bytes(1_u64.checked_shl(shift).unwrap_or(0));
+    let mut fact = |name, value: Value| facts.push(Fact::new(name, value));
+    fact("version", version(header.local, header.major, header.minor).into());
+    fact("vmfs_version", format!("{}.{}", header.major, header.minor).into());
+    fact("vmfs_label", String::from_utf8_lossy(&header.label).into_owned().into());
+    fact("vmfs_uuid", uuid(header.uuid).into());
+    fact("vmfs_created", Value::Time(i128::from(header.created).saturating_mul(1_000_000_000)));
+    fact("vmfs_config", Value::Hex(header.config.into()));
     fact("vmfs_file_block_size", size(header.file_shift));
     fact("vmfs_sub_block_size", size(header.sub_shift));
-    fact("vmfs_metadata_alignment", format!("{} bytes", header.md));
+    fact("vmfs_metadata_alignment", Value::Bytes(header.md));
+}
+
+/// A version as `ESXi` shows it: 24.82 on disk is VMFS-6.82, 14.81 is VMFS-5.81.
+fn version(local: bool, major: u32, minor: u8) -> String {
+    // Observed: 14 and 24. What lies between or behind them is shown as it stands.
+    match (local, major) {
+        (true, _) => "VMFS-L".into(),
+        (false, 14) => format!("VMFS-5.{minor}"),
+        (false, 24) => format!("VMFS-6.{minor}"),
+        (false, _) => format!("VMFS {major}.{minor}"),
+    }
 }
 
 fn micros(time: u64) -> i128 {

@@ -10,7 +10,9 @@ use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use vdrecover_formats::adapt::Trusted;
 use vdrecover_formats::format::score;
+use vdrecover_formats::link::{Disk, Link};
 use vdrecover_formats::{Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, Opened, Role, Tree, Trust};
 
 /// Containers in containers: real nesting is 3 or 4 deep, a container that holds itself nests for ever.
@@ -330,7 +332,7 @@ impl Work<'_> {
             .map(|filled| {
                 let bytes = filled.bytes.clone()?;
                 let sure = filled.trust == Trust::Sound;
-                Some(if sure { bytes } else { Arc::new(vdrecover_formats::adapt::Trusted::new(bytes, filled.trust)) })
+                Some(if sure { bytes } else { Arc::new(Trusted::new(bytes, filled.trust)) })
             })
             .collect();
         self.join(id, &layers);
@@ -529,6 +531,8 @@ fn recognise(bytes: &Bytes, case: &Case) -> (&'static Format, Opened, Vec<Findin
     let mut failed = Vec::new();
     for (score, format) in ranked(bytes) {
         match (format.open)(bytes, &case.pool.share()) {
+            // What has the mark of a format that can't be opened is no sound disk, whatever else it is.
+            Ok(_) if score <= score::FALLBACK && !failed.is_empty() => break,
             Ok(opened) => return (format, opened, failed),
             Err(error) if score >= score::MAGIC => {
                 let text = format!("looks like {}, but {error}", format.about);
@@ -538,8 +542,9 @@ fn recognise(bytes: &Bytes, case: &Case) -> (&'static Format, Opened, Vec<Findin
         }
     }
     let raw = &vdrecover_formats::disk::raw::FORMAT;
-    let link = vdrecover_formats::Link { len: bytes.len(), ..Default::default() };
-    let disk = vdrecover_formats::link::Disk { name: Vec::new(), bytes: bytes.clone() };
+    let link = Link { len: bytes.len(), ..Default::default() };
+    let bytes = Arc::new(Trusted::new(bytes.clone(), Trust::Doubtful));
+    let disk = Disk { name: Vec::new(), bytes };
     (raw, Opened::alone(link, Content::Disks(vec![disk])), failed)
 }
 

@@ -1,7 +1,7 @@
 //! Every file and device that the case has open, each once.
 
 use crate::mapfile::{MapArg, Mapfile};
-use crate::source::{self, Source};
+use crate::source::{self, Source, SourceKind};
 use anyhow::{Context, Result};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,14 +16,16 @@ type Opened = ((u64, u64), Arc<Source>);
 #[derive(Debug)]
 pub struct Sources {
     maps: Vec<MapArg>,
+    mmap: bool,
     open: Mutex<Vec<Opened>>,
 }
 
 impl Sources {
-    /// No source yet. `maps` tells which ranges of which inputs are known to be bad.
+    /// No source yet. `maps` tells which ranges of which inputs are known to be bad; with `mmap` plain files are
+    /// mapped into memory.
     #[must_use]
-    pub fn new(maps: Vec<MapArg>) -> Self {
-        Self { maps, open: Mutex::default() }
+    pub fn new(maps: Vec<MapArg>, mmap: bool) -> Self {
+        Self { maps, mmap, open: Mutex::default() }
     }
 
     /// Opens a file or device, or gives the one that is open already: a file named twice is one source.
@@ -36,6 +38,9 @@ impl Sources {
         }
         let tag = Tag(u32::try_from(open.len()).unwrap_or(u32::MAX));
         let mut source = source::open(path, tag)?;
+        if self.mmap && matches!(source.kind, SourceKind::File) {
+            source = source.mapped()?;
+        }
         for arg in &self.maps {
             if place(&arg.image).is_ok_and(|mapped| mapped == identity) {
                 source = source.with_map(&Mapfile::read(&arg.map)?, arg.shift);

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
+use vdrecover_formats::link::Value as Said;
 use vdrecover_formats::{Content, FORMATS, Trust};
 
 /// Arguments of `info`.
@@ -49,8 +50,15 @@ fn show(case: &Case, id: ItemId, out: &mut Out) -> Result<()> {
         _ if item.used_by.is_some() => "part of another image".into(),
         _ => "unusable".into(),
     };
-    let facts: Map<String, Value> =
-        item.opened.facts.iter().map(|fact| (fact.name.to_owned(), fact.value.clone().into())).collect();
+    let mut facts: Map<String, Value> = Map::new();
+    for fact in &item.opened.facts {
+        // What an image says more than once, of its extents or snapshots, is a list.
+        match facts.get_mut(fact.name) {
+            None => drop(facts.insert(fact.name.to_owned(), for_programs(&fact.value))),
+            Some(Value::Array(all)) => all.push(for_programs(&fact.value)),
+            Some(first) => *first = json!([first.take(), for_programs(&fact.value)]),
+        }
+    }
     let wants: Vec<Value> = item
         .opened
         .wants
@@ -86,13 +94,35 @@ fn show(case: &Case, id: ItemId, out: &mut Out) -> Result<()> {
         out.line(format_args!("{indent}  volume: {}, {len} at {:#x}", volume.about, range.start))?;
     }
     for fact in &item.opened.facts {
-        out.line(format_args!("{indent}  {}: {}", fact.name, report::printable(fact.value.as_bytes())))?;
+        out.line(format_args!("{indent}  {}: {}", fact.name, for_people(&fact.value)))?;
     }
     for (want, filled) in item.opened.wants.iter().zip(&item.filled) {
         let found = if filled.bytes.is_some() { "found" } else { "missing" };
         out.line(format_args!("{indent}  {} {found}: {}", want.role.word(), filled.why))?;
     }
     Ok(())
+}
+
+fn for_people(value: &Said) -> String {
+    match value {
+        Said::Text(text) => report::printable(text.as_bytes()),
+        Said::Bytes(bytes) if *bytes < 1024 => report::size(*bytes),
+        Said::Bytes(bytes) => format!("{} ({bytes} bytes)", report::size(*bytes)),
+        Said::Time(nanos) => report::time(*nanos).unwrap_or_else(|| format!("{nanos} ns after 1970")),
+        Said::Hex(number) => format!("{number:#x}"),
+        Said::Count(number) => number.to_string(),
+        Said::Flag(flag) => if *flag { "yes" } else { "no" }.to_owned(),
+    }
+}
+
+/// Times as RFC 3339 in UTC, numbers as numbers, unless their digits mean something in base 16.
+fn for_programs(value: &Said) -> Value {
+    match value {
+        Said::Bytes(number) | Said::Count(number) => (*number).into(),
+        Said::Flag(flag) => (*flag).into(),
+        Said::Text(text) => text.as_str().into(),
+        Said::Time(_) | Said::Hex(_) => for_people(value).into(),
+    }
 }
 
 /// Lists the table of formats.

@@ -98,7 +98,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let what = format!("recover {:?} {:?}", command.what, command.vm);
     let options = FolderOptions {
         export: command.writing.options(&case, &what, global),
-        source: command.images.iter().map(|image| image.display().to_string()).collect::<Vec<_>>().join(" + "),
+        source: command.images.iter().map(|image| image.display().to_string()).collect::<Vec<_>>().join(" + ") + "::",
         attributes: true,
     };
     let done = export_folder(&pick, pick.root(), &command.output, &evidence, &options, &progress);

@@ -12,6 +12,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use vdrecover_formats::link::Value as Said;
 use vdrecover_formats::{Content, Kind, Trust};
 
 /// Arguments of `scan`.
@@ -83,16 +84,18 @@ impl Scan<'_> {
     fn stores(&mut self, audit: &Audit) -> Result<()> {
         for (store, found) in self.case.stores.iter().zip(&audit.stores) {
             let item = store.item.map(|item| &self.case.items[item]);
-            let fact = |name: &str| {
-                item.and_then(|item| item.opened.facts.iter().find(|fact| fact.name == name))
-                    .map(|fact| fact.value.clone())
-            };
+            let version = item.and_then(|item| {
+                item.opened.facts.iter().find_map(|fact| match &fact.value {
+                    Said::Text(text) if fact.name == "version" => Some(text.clone()),
+                    _ => None,
+                })
+            });
             let count = |kind: Kind| store.files.iter().filter(|file| file.entry.kind == kind).count();
             let (files, folders) = (count(Kind::File), count(Kind::Dir));
             let len = item.map_or(0, |item| item.opened.link.len);
             let name = printable(&store.name);
-            let kind = match (item, fact("version")) {
-                (Some(item), Some(version)) => format!("{} {version}", item.format.name.to_uppercase()),
+            let kind = match (item, version) {
+                (Some(_), Some(version)) => version,
                 (Some(item), None) => item.format.about.to_owned(),
                 (None, _) => "folder".into(),
             };

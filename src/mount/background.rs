@@ -78,6 +78,9 @@ pub(super) fn tell_ready() {
     if !is_child() {
         return;
     }
+    // Before the word: whoever hears it may count on all of this.
+    let _ = rustix::process::setsid();
+    let _ = std::env::set_current_dir("/");
     let mut out = std::io::stdout();
     // If nobody waits any more, the mount is there all the same.
     let _ = out.write_all(READY).and_then(|()| out.flush());
@@ -85,8 +88,6 @@ pub(super) fn tell_ready() {
         let _ = dup2_stdout(&null);
         let _ = dup2_stderr(&null);
     }
-    let _ = rustix::process::setsid();
-    let _ = std::env::set_current_dir("/");
 }
 
 #[cfg(test)]

@@ -12,6 +12,10 @@ use vdrecover_formats::{Fault, Layer, Place, Run, Tag, Trust, Why};
 pub(super) trait Device: Debug + Send + Sync {
     /// Length in bytes, fixed.
     fn len(&self) -> u64;
+    /// What people call it.
+    fn about(&self) -> &'static str {
+        "image file"
+    }
     /// Smallest number of bytes that can fail.
     fn sector(&self) -> u64;
     /// As the system call: may read less than it was asked for, and 0 is the end.
@@ -98,6 +102,10 @@ impl<D: Device> FileLayer<D> {
 impl<D: Device> Layer for FileLayer<D> {
     fn len(&self) -> u64 {
         self.device.len()
+    }
+
+    fn about(&self) -> String {
+        self.device.about().into()
     }
 
     fn run(&self, at: u64, want: u64) -> Run<'_> {

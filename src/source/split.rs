@@ -245,6 +245,10 @@ impl Layer for Joined {
         self.len
     }
 
+    fn about(&self) -> String {
+        format!("split image of {} parts", self.pieces.len())
+    }
+
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let Some(piece) = self.piece(at) else {
             return Run::lost(want, Why::Truncated, at);

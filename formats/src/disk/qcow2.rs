@@ -15,7 +15,7 @@ use crate::entries::Entries;
 use crate::error::Error;
 use crate::format::{Format, Magic, score};
 use crate::layer::{Bytes, Layer, Trust};
-use crate::link::{Content, Disk, Fact, Link, Opened, Role, Want};
+use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
 use crate::read::read_exact;
 use byteorder::{BigEndian, ByteOrder};
@@ -142,15 +142,15 @@ impl Image {
 fn facts(header: &Header, snapshots: &[Snapshot]) -> Vec<Fact> {
     let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
     let mut facts = vec![
-        Fact::new("version", header.version.to_string()),
-        Fact::new("size", format!("{} bytes", header.size)),
-        Fact::new("cluster_size", format!("{} bytes", header.cluster_size())),
+        Fact::new("version", Value::Count(header.version.into())),
+        Fact::new("size", Value::Bytes(header.size)),
+        Fact::new("cluster_size", Value::Bytes(header.cluster_size())),
         Fact::new("l1_table", format!("{} entries at {:#x}", header.l1_size, header.l1_table_offset)),
         Fact::new(
             "refcount_table",
             format!("{} clusters at {:#x}", header.refcount_table_clusters, header.refcount_table_offset),
         ),
-        Fact::new("refcount_order", header.refcount_order.to_string()),
+        Fact::new("refcount_order", Value::Count(header.refcount_order.into())),
         Fact::new("crypt_method", crypt_name(header.crypt_method)),
         Fact::new(
             "compression_type",
@@ -162,10 +162,10 @@ fn facts(header: &Header, snapshots: &[Snapshot]) -> Vec<Fact> {
         ),
     ];
     if header.version >= 3 {
-        facts.push(Fact::new("incompatible_features", format!("{:#x}", header.incompatible)));
-        facts.push(Fact::new("compatible_features", format!("{:#x}", header.compatible)));
-        facts.push(Fact::new("autoclear_features", format!("{:#x}", header.autoclear)));
-        facts.push(Fact::new("extended_l2", header.has(incompatible::EXTENDED_L2).to_string()));
+        facts.push(Fact::new("incompatible_features", Value::Hex(header.incompatible)));
+        facts.push(Fact::new("compatible_features", Value::Hex(header.compatible)));
+        facts.push(Fact::new("autoclear_features", Value::Hex(header.autoclear)));
+        facts.push(Fact::new("extended_l2", Value::Flag(header.has(incompatible::EXTENDED_L2))));
     }
     if let Some(name) = &header.backing_name {
         facts.push(Fact::new("backing_file", text(name)));
@@ -177,9 +177,9 @@ fn facts(header: &Header, snapshots: &[Snapshot]) -> Vec<Fact> {
         facts.push(Fact::new("data_file", text(name)));
     }
     if let Some(bitmaps) = &header.bitmaps {
-        facts.push(Fact::new("bitmaps", bitmaps.count.to_string()));
+        facts.push(Fact::new("bitmaps", Value::Count(bitmaps.count.into())));
     }
-    facts.push(Fact::new("snapshots", header.nb_snapshots.to_string()));
+    facts.push(Fact::new("snapshots", Value::Count(header.nb_snapshots.into())));
     facts.extend(snapshots.iter().map(|snapshot| {
         let Snapshot { name, size, seconds, vm_state_size, .. } = snapshot;
         let value =

@@ -3,10 +3,11 @@
 //! Facts come from VMware's "Virtual Disk Format 5.0", libyal's format notes and images of real products. The size
 //! of the disk is the sum of *all* extents: readers that drop one shift everything behind it.
 
-mod cowd;
+pub mod cowd;
 mod descriptor;
 mod extent;
-mod hosted;
+pub mod hosted;
+mod packed;
 pub mod sesparse;
 mod sparse;
 
@@ -14,7 +15,7 @@ use crate::entries::Entries;
 use crate::error::Error;
 use crate::format::{Format, score};
 use crate::layer::{Bytes, Layer, Trust, Why};
-use crate::link::{Content, Disk, Fact, Link, Opened, Role, Want};
+use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
 use crate::note::Finding;
 use crate::num::narrow;
@@ -85,13 +86,17 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     if !descriptor::is_signed(&text) {
         return Err(Error::corrupt("VMDK descriptor", 0, "no signature `# Disk DescriptorFile`"));
     }
-    let descriptor = Descriptor::parse(&text)?;
+    opened(Descriptor::parse(&text)?, Vec::new(), memo)
+}
+
+/// The disk of a descriptor, wherever its text was. `findings` go before its own.
+fn opened(descriptor: Descriptor, mut findings: Vec<Finding>, memo: &Memo) -> Result<Opened, Error> {
     if descriptor.extents.is_empty() {
         return Err(Error::corrupt("VMDK descriptor", 0, "no extent line"));
     }
     let total = descriptor.sectors().and_then(|sectors| sectors.checked_mul(512));
     let total = total.ok_or_else(|| Error::corrupt("VMDK descriptor", 0, "extents of more than 64 bits of bytes"))?;
-    let mut findings = descriptor.findings.clone();
+    findings.extend(descriptor.findings.iter().cloned());
     findings.extend(observations(&descriptor));
 
     let mut wants: Vec<Want> = descriptor.extents.iter().filter_map(want).collect();
@@ -229,9 +234,16 @@ fn sparse_extent(extent: &Extent, file: &Bytes, parent: Parent, memo: &Memo, fin
             layer
         })
     } else if magic == *hosted::MAGIC {
-        hosted::load(&entries(), &parent)
+        hosted::Header::load(&**file).map(|header| {
+            let found = header.findings.clone();
+            header.into_layer(&entries(), memo, &parent, found)
+        })
     } else if magic == *cowd::MAGIC {
-        cowd::load(entries(), parent).map(|layer| -> Bytes { Arc::new(layer) })
+        cowd::Header::load(&**file).map(|header| {
+            let found = header.findings.clone();
+            let layer: Bytes = Arc::new(header.into_layer(entries(), parent, found));
+            layer
+        })
     } else {
         Err(Error::unsupported(format!("an extent that starts with {}", magic.escape_ascii())))
     };
@@ -269,7 +281,7 @@ fn facts(descriptor: &Descriptor, total: u64) -> Vec<Fact> {
         ("virtual_hw_version", "ddb.virtualhwversion"),
         ("tools_version", "ddb.toolsversion"),
     ];
-    let mut facts = vec![Fact::new("size", format!("{total} bytes"))];
+    let mut facts = vec![Fact::new("size", Value::Bytes(total))];
     facts.extend(
         PAIRS.iter().filter_map(|(name, key)| {
             descriptor.get(key).map(|value| Fact::new(name, value.escape_ascii().to_string()))

@@ -334,6 +334,11 @@ impl Layer for File {
         self.descriptor.len
     }
 
+    fn about(&self) -> String {
+        let Spot { cluster, resource } = self.descriptor.address.spot();
+        format!("VMFS file c{cluster} r{resource}")
+    }
+
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let fd = &self.descriptor;
         match fd.shape {

@@ -509,6 +509,10 @@ impl Layer for Logical {
         self.len
     }
 
+    fn about(&self) -> String {
+        "VMFS volume (LVM)".into()
+    }
+
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let next = self.pieces.partition_point(|(_, piece)| piece.end() <= at);
         match self.pieces.get(next) {

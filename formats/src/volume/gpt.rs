@@ -8,7 +8,7 @@ use crate::adapt::{Trusted, Window};
 use crate::error::Error;
 use crate::format::{Format, Magic, score};
 use crate::layer::{Bytes, Layer, Trust};
-use crate::link::{Content, Fact, Link, Opened, Volume};
+use crate::link::{Content, Fact, Link, Opened, Value, Volume};
 use crate::memo::Memo;
 use crate::note::Finding;
 use crate::num::{narrow, wide};
@@ -208,11 +208,11 @@ fn open(layer: &Bytes, _: &Memo) -> Result<Opened, Error> {
     let header = &copy.header;
     let facts = vec![
         Fact::new("disk_guid", guid(&header.disk_guid)),
-        Fact::new("sector_size", format!("{} bytes", copy.sector)),
-        Fact::new("header", format!("{:#x}", copy.at)),
-        Fact::new("number_of_partition_entries", header.number_of_partition_entries.to_string()),
+        Fact::new("sector_size", Value::Bytes(copy.sector)),
+        Fact::new("header", Value::Hex(copy.at)),
+        Fact::new("number_of_partition_entries", Value::Count(header.number_of_partition_entries.into())),
         Fact::new("usable_lbas", format!("{}..={}", header.first_usable_lba, header.last_usable_lba)),
-        Fact::new("partitions", volumes.len().to_string()),
+        Fact::new("partitions", Value::Count(wide(volumes.len()))),
     ];
     let link = Link { id: Some(guid(&header.disk_guid).into_bytes()), len: layer.len(), ..Link::default() };
     Ok(Opened { findings, facts, ..Opened::alone(link, Content::Volumes(volumes)) })
@@ -321,7 +321,8 @@ fn volumes(layer: &Bytes, copy: &Copy, trust: Trust, findings: &mut Vec<Finding>
             let text = format!("partition {number} ends at {:#x}, the device at {:#x}", range.end, layer.len());
             findings.push(Finding::new("GPT-RANGE", range.clone(), Trust::Sound, text));
         }
-        let window: Bytes = Arc::new(Window::new(layer.clone(), range.start, range.end.saturating_sub(range.start)));
+        let window = Window::new(layer.clone(), range.start, range.end.saturating_sub(range.start));
+        let window: Bytes = Arc::new(window.named(format!("GPT partition {number}")));
         let bytes = if trust == Trust::Sound { window } else { Arc::new(Trusted::new(window, trust)) };
         volumes.push(Volume { name: volume_name(number), about: about(&entry), range, bytes });
     }

@@ -8,9 +8,10 @@ use crate::adapt::Window;
 use crate::error::Error;
 use crate::format::{Format, Magic, score};
 use crate::layer::{Bytes, Layer, Trust};
-use crate::link::{Content, Fact, Link, Opened, Volume};
+use crate::link::{Content, Fact, Link, Opened, Value, Volume};
 use crate::memo::Memo;
 use crate::note::Finding;
+use crate::num::wide;
 use std::collections::BTreeSet;
 
 /// The row in the table of formats.
@@ -65,8 +66,8 @@ fn open(layer: &Bytes, _: &Memo) -> Result<Opened, Error> {
     findings.extend(overlaps(&volumes, "MBR-OVERLAP"));
     let facts = vec![
         Fact::new("disk_signature", format!("{:08x}", boot.disk_signature())),
-        Fact::new("sector_size", format!("{SECTOR} bytes")),
-        Fact::new("partitions", volumes.len().to_string()),
+        Fact::new("sector_size", Value::Bytes(SECTOR)),
+        Fact::new("partitions", Value::Count(wide(volumes.len()))),
     ];
     let link = Link { len: layer.len(), ..Link::default() };
     Ok(Opened { findings, facts, ..Opened::alone(link, Content::Volumes(volumes)) })
@@ -95,7 +96,9 @@ impl Table<'_> {
         self.volumes.push(Volume {
             name: volume_name(number),
             about: format!("{} ({:#04x})", type_name(entry.kind), entry.kind),
-            bytes: std::sync::Arc::new(Window::new(self.layer.clone(), range.start, len)),
+            bytes: std::sync::Arc::new(
+                Window::new(self.layer.clone(), range.start, len).named(format!("MBR partition {number}")),
+            ),
             range,
         });
     }

@@ -29,14 +29,16 @@ impl Line {
             line.set("mode", format!("{:04o}", node.mode));
             line.set("uid", node.uid);
             line.set("gid", node.gid);
-            for (key, time) in [("modified", node.modified), ("born", node.born)] {
-                if let Some(time) = time {
-                    line.set(key, i64::try_from(time).map_or_else(|_| json!(time.to_string()), |ns| json!(ns)));
+            for (key, time) in [("mtime", node.modified), ("btime", node.born)] {
+                if let Some(time) = time.and_then(crate::report::time) {
+                    line.set(key, time);
                 }
             }
         }
         let below = String::from_utf8_lossy(original).escape_default().to_string();
-        line.set("source", if below.is_empty() { source.to_string() } else { format!("{source}/{below}") });
+        // The source is a locator: behind `IMAGE::` a path begins, behind a path it goes on.
+        let join = if below.is_empty() || source.ends_with("::") { "" } else { "/" };
+        line.set("source", format!("{source}{join}{below}"));
         line
     }
 

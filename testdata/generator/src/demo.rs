@@ -23,6 +23,10 @@ const PARTITION: u64 = MIB;
 /// 2025-03-01 09:00:00 UTC.
 const START: u64 = 1_740_819_600;
 const DAY: u64 = 86_400;
+/// What the machines' writes made of the content ids: of `web01`'s base and its two deltas, of `db01` and of `mail01`.
+const WEB_CIDS: [u32; 3] = [0x8D3A_61F0, 0x1C97_E24B, 0x52F0_0B7D];
+const DB_CID: u32 = 0xA64E_90C3;
+const MAIL_CID: u32 = 0x3B05_D7E9;
 
 /// A guest disk at one moment, and the files in it.
 struct State {
@@ -198,7 +202,8 @@ fn add_web(store: &mut Vmfs, states: &[State]) {
     store.set_time(START as u32 + 300);
     store.mkdir("web01");
     store.file("web01/web01-flat.vmdk", Content::device(&states[0].disk), &Layout::default());
-    put(store, "web01/web01.vmdk", Descriptor::flat(len, "web01-flat.vmdk", true, 101).text());
+    let base = Descriptor::flat(len, "web01-flat.vmdk", true, 101).written(WEB_CIDS[0]);
+    put(store, "web01/web01.vmdk", base.text());
     put(store, "web01/web01.nvram", nvram(1));
     let vmxf = "<?xml version=\"1.0\"?>\n<Foundry>\n<VM><VMId type=\"string\">web01</VMId></VM></Foundry>\n";
     put(store, "web01/web01.vmxf", vmxf);
@@ -210,8 +215,9 @@ fn add_web(store: &mut Vmfs, states: &[State]) {
         let file = format!("{name}-sesparse.vmdk");
         let extent = Device::from_bytes(&vmdk::sesparse(len, &grains, order));
         store.file(&format!("web01/{file}"), Content::device(&extent), &Layout::default());
-        let text = Descriptor::delta(len, "SESPARSE", &file, snapshot.disk, 101 + n as u64).text();
-        put(store, &format!("web01/{name}.vmdk"), text);
+        let delta = Descriptor::delta(len, "SESPARSE", &file, snapshot.disk, 101 + n as u64);
+        let delta = delta.written(WEB_CIDS[n]).over(WEB_CIDS[n - 1]);
+        put(store, &format!("web01/{name}.vmdk"), delta.text());
         put(store, &format!("web01/web01-Snapshot{n}.vmsn"), *b"\xD2\xBE\xD2\xBE\x08\0\0\0\0\0\0\0");
     }
     put(store, "web01/web01.vmsd", machine.vmsd(&snapshots));
@@ -221,7 +227,8 @@ fn add_web(store: &mut Vmfs, states: &[State]) {
         ("web01-000001.vmdk", "web01-000001-sesparse.vmdk", len / 512),
         ("web01.vmdk", "web01-flat.vmdk", len / 512),
     ];
-    put(store, "web01/vmware.log", machine.log(&chain));
+    let log = machine.log(&chain, (WEB_CIDS[2], WEB_CIDS[1]));
+    put(store, "web01/vmware.log", log);
 }
 
 fn add_db(store: &mut Vmfs, state: &State) {
@@ -231,11 +238,13 @@ fn add_db(store: &mut Vmfs, state: &State) {
     store.mkdir("db01");
     let eager = Layout::default().allocation(Allocation::EagerThick);
     store.file("db01/db01-flat.vmdk", Content::device(&state.disk), &eager);
-    put(store, "db01/db01.vmdk", Descriptor::flat(len, "db01-flat.vmdk", false, 201).text());
+    let disk = Descriptor::flat(len, "db01-flat.vmdk", false, 201).written(DB_CID);
+    put(store, "db01/db01.vmdk", disk.text());
     put(store, "db01/db01.nvram", nvram(2));
     put(store, "db01/db01.vmsd", ".encoding = \"UTF-8\"\n");
     put(store, "db01/db01.vmx", machine.vmx());
-    put(store, "db01/vmware.log", machine.log(&[("db01.vmdk", "db01-flat.vmdk", len / 512)]));
+    let chain = [("db01.vmdk", "db01-flat.vmdk", len / 512)];
+    put(store, "db01/vmware.log", machine.log(&chain, (DB_CID, vmdk::NO_PARENT)));
 }
 
 fn add_and_delete_mail(store: &mut Vmfs, state: &State) {
@@ -244,11 +253,13 @@ fn add_and_delete_mail(store: &mut Vmfs, state: &State) {
     store.set_time(START as u32 + 3 * DAY as u32);
     store.mkdir("mail01");
     store.file("mail01/mail01-flat.vmdk", Content::device(&state.disk), &Layout::default());
-    put(store, "mail01/mail01.vmdk", Descriptor::flat(len, "mail01-flat.vmdk", true, 301).text());
+    let disk = Descriptor::flat(len, "mail01-flat.vmdk", true, 301).written(MAIL_CID);
+    put(store, "mail01/mail01.vmdk", disk.text());
     put(store, "mail01/mail01.nvram", nvram(3));
     put(store, "mail01/mail01.vmsd", ".encoding = \"UTF-8\"\n");
     put(store, "mail01/mail01.vmx", machine.vmx());
-    put(store, "mail01/vmware.log", machine.log(&[("mail01.vmdk", "mail01-flat.vmdk", len / 512)]));
+    let chain = [("mail01.vmdk", "mail01-flat.vmdk", len / 512)];
+    put(store, "mail01/vmware.log", machine.log(&chain, (MAIL_CID, vmdk::NO_PARENT)));
     store.set_time(START as u32 + 21 * DAY as u32);
     for path in store.expected().into_iter().map(|e| e.path).filter(|p| p.starts_with("mail01/")) {
         store.delete_as_esxi(&path);

@@ -10,6 +10,8 @@ use std::io;
 use std::path::Path;
 
 const MIB: u64 = 1 << 20;
+/// Content ids of the base and its two seSparse deltas.
+const CIDS: [u32; 3] = [0x6E1D_00A4, 0xC2B8_7F35, 0x094D_E81C];
 
 /// A disk of `len` bytes with data at both ends, around odd places, and holes between.
 fn disk(len: u64, seed: u64) -> Device {
@@ -65,8 +67,10 @@ pub fn write(dir: &Path) -> io::Result<()> {
 
     let base = disk(40 * MIB, 20);
     base.save(&dir.join("base-flat.vmdk"))?;
-    let text = Descriptor::flat(base.len(), "base-flat.vmdk", true, 20).text();
-    fs::write(dir.join("base.vmdk"), text)?;
+    // The seSparse chain was written by a machine, the COWD delta lies over a base that carries ESXi's first id.
+    let text = Descriptor::flat(base.len(), "base-flat.vmdk", true, 20);
+    fs::write(dir.join("fresh.vmdk"), text.text())?;
+    fs::write(dir.join("base.vmdk"), text.written(CIDS[0]).text())?;
     base.save(&dir.join("base.raw"))?;
     list("base.vmdk", "vmdk", "base.raw", "flat");
 
@@ -83,25 +87,29 @@ pub fn write(dir: &Path) -> io::Result<()> {
     newest.write(33 * MIB + 512, &pattern(9000, 40));
     let second = vmdk::difference(&one, &newest, 4096);
     let two = vmdk::apply(&one, &second, 4096);
-    for (name, parent, grains, order, flat, id) in [
-        ("base-000001", "base.vmdk", &first, Order::Ascending, &one, 21),
-        ("base-000002", "base-000001.vmdk", &second, Order::Descending, &two, 22),
+    for (name, parent, grains, order, flat, n) in [
+        ("base-000001", "base.vmdk", &first, Order::Ascending, &one, 1),
+        ("base-000002", "base-000001.vmdk", &second, Order::Descending, &two, 2),
     ] {
         let extent = format!("{name}-sesparse.vmdk");
         fs::write(dir.join(&extent), vmdk::sesparse(base.len(), grains, order))?;
-        let text = Descriptor::delta(base.len(), "SESPARSE", &extent, parent, id).text();
-        fs::write(dir.join(format!("{name}.vmdk")), text)?;
+        let delta = Descriptor::delta(base.len(), "SESPARSE", &extent, parent, 20 + n as u64);
+        let delta = delta.written(CIDS[n]).over(CIDS[n - 1]);
+        fs::write(dir.join(format!("{name}.vmdk")), delta.text())?;
         flat.save(&dir.join(format!("{name}.raw")))?;
         list(&format!("{name}.vmdk"), "vmdk", &format!("{name}.raw"), "seSparse over flat");
     }
 
     let changes = vmdk::difference(&base, &two, 512);
     fs::write(dir.join("cowd-000001-delta.vmdk"), vmdk::cowd(base.len(), &changes))?;
-    let text = Descriptor::delta(base.len(), "VMFSSPARSE", "cowd-000001-delta.vmdk", "base.vmdk", 23).text();
+    let text = Descriptor::delta(base.len(), "VMFSSPARSE", "cowd-000001-delta.vmdk", "fresh.vmdk", 23).text();
     fs::write(dir.join("cowd-000001.vmdk"), text)?;
     list("cowd-000001.vmdk", "vmdk", "base-000002.raw", "COWD over flat");
 
     fs::write(dir.join("hosted.vmdk"), vmdk::hosted_sparse(&two, "hosted.vmdk", 0x1234_5678))?;
     list("hosted.vmdk", "vmdk", "base-000002.raw", "monolithicSparse");
+    let stream = vmdk::stream_optimized(&two, "generated-stream.vmdk", 0x8765_4321);
+    fs::write(dir.join("stream.vmdk"), stream)?;
+    list("stream.vmdk", "vmdk", "base-000002.raw", "streamOptimized, with a footer");
     fs::write(dir.join("disks.json"), Json::List(listed).to_string())
 }

@@ -1,14 +1,14 @@
 //! VMDK: descriptors in ESXi's style, and sparse extents (seSparse, COWD, and the hosted kind).
 
 use crate::Device;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 const SECTOR: u64 = 512;
 const SESPARSE_GRAIN: u64 = 4096;
 const SESPARSE_TABLE_GRAINS: u64 = 4096;
 const SESPARSE_TABLE_SECTORS: u64 = 64;
-/// The content id that ESXi writes into every disk it creates.
+/// The content id that ESXi writes into every disk it creates, until a machine writes to it.
 pub const ESXI_CID: u32 = 0xFFFF_FFFE;
 /// The parent content id of a disk without a parent.
 pub const NO_PARENT: u32 = 0xFFFF_FFFF;
@@ -76,6 +76,22 @@ impl Descriptor {
         }
     }
 
+    /// The same disk after a machine wrote to it: it has a content id of its own, in which its long one ends.
+    #[must_use]
+    pub fn written(mut self, cid: u32) -> Self {
+        self.cid = cid;
+        for (_, value) in self.ddb.iter_mut().filter(|(key, _)| key == "longContentID") {
+            value.replace_range(24.., &format!("{cid:08x}"));
+        }
+        self
+    }
+
+    /// The same delta over a parent with that content id.
+    #[must_use]
+    pub fn over(self, parent_cid: u32) -> Self {
+        Self { parent_cid, ..self }
+    }
+
     /// The descriptor file's text.
     #[must_use]
     pub fn text(&self) -> String {
@@ -99,7 +115,7 @@ impl Descriptor {
     }
 }
 
-/// 32 hexadecimal digits that end in the content id.
+/// 32 hexadecimal digits that end in the content id of a disk that was never written.
 #[must_use]
 pub fn long_content_id(id: u64) -> String {
     let a = scramble(id);
@@ -351,6 +367,84 @@ pub fn hosted_sparse(device: &Device, file: &str, cid: u32) -> Vec<u8> {
     out
 }
 
+/// A stream-optimized disk as VMware exports it: packed grains of 64 KiB as they come on the disk, each table behind
+/// its grains and the directory behind all, with markers, and a footer that alone names the directory.
+#[must_use]
+pub fn stream_optimized(device: &Device, file: &str, cid: u32) -> Vec<u8> {
+    const GRAIN: u64 = 128;
+    const TABLE: u64 = 512;
+    let capacity = device.len() / SECTOR;
+    let mut header = vec![0; SECTOR as usize];
+    header[..4].copy_from_slice(b"KDMV");
+    put32(&mut header, 4, 3);
+    put32(&mut header, 8, 0x3_0001);
+    for (at, field) in [(12, capacity), (20, GRAIN), (28, 1), (36, 2), (56, u64::MAX), (64, GRAIN)] {
+        put64(&mut header, at, field);
+    }
+    put32(&mut header, 44, TABLE as u32);
+    header[73..79].copy_from_slice(b"\n \r\n\x01\0");
+    let text = Descriptor {
+        cid,
+        parent_cid: NO_PARENT,
+        create_type: "streamOptimized".into(),
+        parent: None,
+        extents: vec![("RDONLY".into(), capacity, "SPARSE".into(), file.into())],
+        ddb: Descriptor::flat(device.len(), file, false, u64::from(cid)).ddb,
+    };
+    let mut out = header.clone();
+    out.extend(text.text().into_bytes());
+    assert!(out.len() as u64 <= 3 * SECTOR, "the text has two sectors");
+    out.resize((GRAIN * SECTOR) as usize, 0);
+
+    let grains: BTreeSet<u64> = device.blocks().map(|(at, _)| at / (GRAIN * SECTOR)).collect();
+    let tables = capacity.div_ceil(GRAIN * TABLE);
+    let mut directory = vec![0; (tables * 4).next_multiple_of(SECTOR) as usize];
+    for n in 0..tables {
+        let mut table = vec![0; (TABLE * 4) as usize];
+        for &grain in grains.range(n * TABLE..(n + 1) * TABLE) {
+            put32(&mut table, 4 * (grain % TABLE), sector(&out));
+            let at = grain * GRAIN * SECTOR;
+            let packed = zlib(&device.read(at, (GRAIN * SECTOR).min(device.len() - at) as usize));
+            out.extend((grain * GRAIN).to_le_bytes());
+            out.extend((packed.len() as u32).to_le_bytes());
+            out.extend(packed);
+            out.resize(out.len().next_multiple_of(SECTOR as usize), 0);
+        }
+        if table.iter().any(|&byte| byte != 0) {
+            marker(&mut out, TABLE * 4 / SECTOR, 1);
+            put32(&mut directory, 4 * n, sector(&out));
+            out.extend(table);
+        }
+    }
+    marker(&mut out, directory.len() as u64 / SECTOR, 2);
+    put64(&mut header, 56, u64::from(sector(&out)));
+    out.extend(directory);
+    marker(&mut out, 1, 3);
+    out.extend(header);
+    marker(&mut out, 0, 0);
+    out
+}
+
+/// The sector that is written next.
+fn sector(out: &[u8]) -> u32 {
+    (out.len() as u64 / SECTOR) as u32
+}
+
+fn marker(out: &mut Vec<u8>, sectors: u64, kind: u32) {
+    let at = out.len() as u64;
+    out.resize(out.len() + SECTOR as usize, 0);
+    put64(out, at, sectors);
+    put32(out, at + 12, kind);
+}
+
+fn zlib(bytes: &[u8]) -> Vec<u8> {
+    let mut stream = flate2::Compress::new(flate2::Compression::best(), true);
+    let mut out = Vec::with_capacity(bytes.len() + 1024);
+    let status = stream.compress_vec(bytes, &mut out, flate2::FlushCompress::Finish);
+    assert_eq!(status.ok(), Some(flate2::Status::StreamEnd), "there is room for it");
+    out
+}
+
 fn put32(out: &mut [u8], at: u64, value: u32) {
     out[at as usize..at as usize + 4].copy_from_slice(&value.to_le_bytes());
 }
@@ -391,6 +485,15 @@ mod tests {
         assert_eq!(at(tables + 2 * 32_768 + 8), 2 << 60);
         assert_eq!(file[data + 4096], 7);
         assert_eq!(file.len(), data + 8192);
+    }
+
+    #[test]
+    fn a_written_disk_has_a_content_id_of_its_own() {
+        let delta = Descriptor::delta(1 << 20, "SESPARSE", "a-sesparse.vmdk", "b.vmdk", 1);
+        let text = delta.written(0x1234_ABCD).over(0x00C0_FFEE).text();
+        assert!(text.contains("CID=1234abcd\nparentCID=00c0ffee\n"), "{text}");
+        let long = text.split("longContentID = \"").nth(1).expect("it has one");
+        assert_eq!((&long[24..32], &long[32..33]), ("1234abcd", "\""));
     }
 
     #[test]

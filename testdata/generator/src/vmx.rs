@@ -89,9 +89,10 @@ impl Machine<'_> {
         out
     }
 
-    /// A short `vmware.log` that names every disk of the chain, from the running one to the base.
+    /// A short `vmware.log` that names every disk of the chain, from the running one to the base, and the content
+    /// ids of the running one and of its parent.
     #[must_use]
-    pub fn log(&self, chain: &[(&str, &str, u64)]) -> String {
+    pub fn log(&self, chain: &[(&str, &str, u64)], (cid, parent): (u32, u32)) -> String {
         let mut out = String::new();
         let mut line = |text: &str| {
             let _ = writeln!(out, "2025-03-01T09:00:00.000Z In(05) vmx - {text}");
@@ -103,8 +104,7 @@ impl Machine<'_> {
             line(&format!("DISKLIB-DSCPTR: Opened [0]: \"{extent}\" (0xe)"));
             line(&format!("DISKLIB-LINK  : Opened '{disk}' (0xe): vmfs, {sectors} sectors / {} MB.", sectors / 2048));
         }
-        let (cids, parent) = (crate::vmdk::ESXI_CID, crate::vmdk::NO_PARENT);
-        line(&format!("DISKLIB-CHAIN : \"{}\" : opened, base parentCID {parent:08x}, CID {cids:08x}.", self.disk));
+        line(&format!("DISKLIB-CHAIN : \"{}\" : opened, base parentCID {parent:08x}, CID {cid:08x}.", self.disk));
         out
     }
 }

@@ -225,6 +225,10 @@ impl Layer for Qcow2 {
         self.len
     }
 
+    fn about(&self) -> String {
+        "QCOW2 disk".into()
+    }
+
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let (table, want, trust) = match self.l1_run(at, want) {
             Ok(found) => found,

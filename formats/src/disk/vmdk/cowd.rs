@@ -4,14 +4,85 @@ use super::sparse::{Dialect, Grain, Parent, Shape, Sparse, Table, power};
 use crate::audit::Codes;
 use crate::entries::{Entries, Page};
 use crate::error::Error;
-use crate::layer::{Layer, Loss, Trust};
+use crate::format::{Format, Magic, score};
+use crate::layer::{Bytes, Layer, Loss, Trust};
+use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
+use crate::memo::Memo;
 use crate::note::{Finding, Use};
+use crate::read::read_exact;
 use crate::record::Record;
 use binrw::BinRead;
+use byteorder::{ByteOrder, LittleEndian};
+use std::sync::Arc;
 
 pub(super) const MAGIC: &[u8] = b"COWD";
 /// Entries of a grain table, always: 16 KiB.
 const TABLE_BITS: u32 = 12;
+
+/// The row in the table of formats.
+pub static FORMAT: Format = Format {
+    name: "cowd",
+    about: "VMware COWD delta extent (vmfsSparse), without its descriptor",
+    spec: "libyal VMDK format notes, COWD sparse extent",
+    magics: &[Magic { at: 0, bytes: MAGIC }],
+    probe,
+    open,
+    sweep: None,
+};
+
+fn probe(layer: &dyn Layer) -> u8 {
+    // The magic is four letters: a text may start with them.
+    match Raw::load(layer, 0) {
+        Ok(raw) if raw.magic == *MAGIC && raw.version == 1 => score::PROVEN,
+        Ok(raw) if raw.magic == *MAGIC => score::MAGIC,
+        _ => score::NONE,
+    }
+}
+
+fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
+    let header = Header::load(&**bytes)?;
+    let entries = Entries::new(bytes.clone(), memo.share());
+    let link = Link { len: header.shape.len, ..Link::default() };
+    let findings = header.findings.clone();
+    let facts = vec![
+        Fact::new("size", Value::Bytes(header.shape.len)),
+        Fact::new("grain_size", Value::Bytes(super::sparse::shl(1, header.shape.grain_bits))),
+        Fact::new("grain_directory", format!("{} entries at {:#x}", header.shape.tables, header.shape.directory)),
+    ];
+    let join = move |others: &[Option<Bytes>]| {
+        let parent = match others {
+            [] => Parent::None,
+            [Some(parent), ..] => Parent::Given(parent.clone(), 0),
+            [None, ..] => Parent::Absent,
+        };
+        let layer = header.clone().into_layer(entries.clone(), parent, Vec::new());
+        Ok(Content::Disks(vec![Disk { name: Vec::new(), bytes: Arc::new(layer) }]))
+    };
+    // ESXi only writes deltas, and names the parent in the descriptor: without it the parent is unknown.
+    let parent = (!is_root(&**bytes)).then(|| parent_name(&**bytes));
+    let wants = Vec::from_iter(parent.map(|hint| Want { role: Role::Parent, id: None, hint, len: None }));
+    Ok(Opened { link, wants, join: Box::new(join), findings, facts })
+}
+
+/// Whether it is a disk without a parent, of older products: libyal, then cylinders, heads and sectors are at 32.
+fn is_root(layer: &dyn Layer) -> bool {
+    let mut geometry = [0; 12];
+    if read_exact(layer, 32, &mut geometry).is_err() {
+        return false;
+    }
+    let mut numbers = [0; 3];
+    LittleEndian::read_u32_into(&geometry, &mut numbers);
+    let [cylinders, heads, sectors] = numbers;
+    cylinders != 0 && (1..=255).contains(&heads) && (1..=63).contains(&sectors)
+}
+
+/// The name that older products put into a delta's header: libyal, 1,024 bytes at 32.
+fn parent_name(layer: &dyn Layer) -> Option<Vec<u8>> {
+    let mut name = [0; 1024];
+    read_exact(layer, 32, &mut name).ok()?;
+    let name = name.split(|byte| *byte == 0).next()?;
+    (!name.is_empty() && name.iter().all(|byte| *byte >= 0x20)).then(|| name.to_vec())
+}
 
 /// The part of the header that reading needs. Offsets and sizes are in sectors.
 #[derive(BinRead, Debug)]
@@ -31,44 +102,57 @@ impl Record for Raw {
     const NAME: &'static str = "COWD header";
 }
 
-/// The extent in `entries`' layer.
-pub(super) fn load(entries: Entries, parent: Parent) -> Result<Sparse<Cowd>, Error> {
-    let layer: &dyn Layer = &**entries.layer();
-    let raw = Raw::load(layer, 0)?;
-    if raw.magic != *MAGIC {
-        return Err(Error::corrupt("COWD header: magic", 0, format!("{:02x?}", raw.magic)));
+/// A checked header.
+#[derive(Clone, Debug)]
+pub(super) struct Header {
+    shape: Shape,
+    pub findings: Vec<Finding>,
+}
+
+impl Header {
+    pub(super) fn load(layer: &dyn Layer) -> Result<Self, Error> {
+        let raw = Raw::load(layer, 0)?;
+        if raw.magic != *MAGIC {
+            return Err(Error::corrupt("COWD header: magic", 0, format!("{:02x?}", raw.magic)));
+        }
+        if raw.version != 1 {
+            return Err(Error::unsupported(format!("COWD version {}", raw.version)));
+        }
+        let grain_bits = power("COWD header: grain_size", 16, raw.grain_size.into())?;
+        let len = u64::from(raw.capacity).saturating_mul(512);
+        let mut findings = Vec::new();
+        let needed = len.div_ceil(super::sparse::shl(1, grain_bits.saturating_add(TABLE_BITS)));
+        if u64::from(raw.gd_entries) < needed {
+            let text = format!("the grain directory has {} entries, {needed} are needed", raw.gd_entries);
+            findings.push(Finding::new("COWD-DIRECTORY-SHORT", 24..28, Trust::Sound, text));
+        }
+        if raw.flags != 3 {
+            let text = format!("flags {:#x}: all known images have 0x3", raw.flags);
+            findings.push(Finding::new("COWD-FLAGS", 8..12, Trust::Sound, text));
+        }
+        let shape = Shape {
+            len,
+            grain_bits,
+            table_bits: TABLE_BITS,
+            directory: u64::from(raw.gd_offset).saturating_mul(512),
+            tables: raw.gd_entries.into(),
+        };
+        Ok(Self { shape, findings })
     }
-    if raw.version != 1 {
-        return Err(Error::unsupported(format!("COWD version {}", raw.version)));
+
+    /// `findings` are what its audit reports first.
+    pub(super) fn into_layer(self, entries: Entries, parent: Parent, findings: Vec<Finding>) -> Sparse<Cowd> {
+        Sparse {
+            entries,
+            shape: self.shape,
+            dialect: Cowd,
+            parent,
+            trust: Trust::Sound,
+            findings,
+            areas: vec![(0, 2048, Use::Metadata)],
+            packing: None,
+        }
     }
-    let grain_bits = power("COWD header: grain_size", 16, raw.grain_size.into())?;
-    let len = u64::from(raw.capacity).saturating_mul(512);
-    let mut findings = Vec::new();
-    let needed = len.div_ceil(super::sparse::shl(1, grain_bits.saturating_add(TABLE_BITS)));
-    if u64::from(raw.gd_entries) < needed {
-        let text = format!("the grain directory has {} entries, {needed} are needed", raw.gd_entries);
-        findings.push(Finding::new("COWD-DIRECTORY-SHORT", 24..28, Trust::Sound, text));
-    }
-    if raw.flags != 3 {
-        let text = format!("flags {:#x}: all known images have 0x3", raw.flags);
-        findings.push(Finding::new("COWD-FLAGS", 8..12, Trust::Sound, text));
-    }
-    let shape = Shape {
-        len,
-        grain_bits,
-        table_bits: TABLE_BITS,
-        directory: u64::from(raw.gd_offset).saturating_mul(512),
-        tables: raw.gd_entries.into(),
-    };
-    Ok(Sparse {
-        entries,
-        shape,
-        dialect: Cowd,
-        parent,
-        trust: Trust::Sound,
-        findings,
-        areas: vec![(0, 2048, Use::Metadata)],
-    })
 }
 
 /// The encoding of COWD tables: sector numbers, 0 for none.
@@ -76,6 +160,7 @@ pub(super) fn load(entries: Entries, parent: Parent) -> Result<Sparse<Cowd>, Err
 pub(super) struct Cowd;
 
 impl Dialect for Cowd {
+    const NAME: &'static str = "COWD";
     const DIRECTORY_ENTRY: u64 = 4;
     const TABLE_ENTRY: u64 = 4;
     const CODES: Codes = Codes { range: "COWD-GRAIN-RANGE", entry: "COWD-ENTRY" };

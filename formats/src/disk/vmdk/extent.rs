@@ -59,6 +59,13 @@ impl Layer for Vmdk {
         self.len
     }
 
+    fn about(&self) -> String {
+        match self.parts.len() {
+            1 => "VMDK extent".into(),
+            count => format!("VMDK, {count} extents"),
+        }
+    }
+
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let behind = self.parts.partition_point(|part| part.start <= at);
         let Some(part) = behind.checked_sub(1).and_then(|last| self.parts.get(last)) else {

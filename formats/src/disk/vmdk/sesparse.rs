@@ -9,7 +9,7 @@ use crate::entries::{Entries, Page};
 use crate::error::Error;
 use crate::format::{Format, Magic, score};
 use crate::layer::{Bytes, Layer, Loss, Trust};
-use crate::link::{Content, Disk, Fact, Link, Opened, Role, Want};
+use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
 use crate::note::{Finding, Use};
 use crate::read::read_exact;
@@ -123,12 +123,12 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let link = Link { len: header.len, ..Link::default() };
     let findings = header.findings.clone();
     let facts = vec![
-        Fact::new("size", format!("{} bytes", header.len)),
-        Fact::new("grain_size", "4096 bytes"),
+        Fact::new("size", Value::Bytes(header.len)),
+        Fact::new("grain_size", Value::Bytes(4096)),
         Fact::new("grain_directory", format!("{} entries at {:#x}", header.tables, header.directory)),
-        Fact::new("grain_tables_offset", format!("{:#x}", header.grain_tables)),
-        Fact::new("grains_offset", format!("{:#x}", header.grains)),
-        Fact::new("replay_journal", header.replay.map_or_else(|| "unknown".to_owned(), |flag| flag.to_string())),
+        Fact::new("grain_tables_offset", Value::Hex(header.grain_tables)),
+        Fact::new("grains_offset", Value::Hex(header.grains)),
+        Fact::new("replay_journal", header.replay.map_or_else(|| "unknown".into(), Value::Flag)),
     ];
     let join = move |others: &[Option<Bytes>]| {
         // The format only exists as a delta: without a descriptor its parent is unknown, not absent by design.
@@ -252,6 +252,7 @@ impl Header {
             trust: self.trust,
             findings,
             areas: self.areas,
+            packing: None,
         }
     }
 }
@@ -297,6 +298,7 @@ impl SeSparse {
 }
 
 impl Dialect for SeSparse {
+    const NAME: &'static str = "SESparse";
     const DIRECTORY_ENTRY: u64 = 8;
     const TABLE_ENTRY: u64 = 8;
     const CODES: Codes = Codes { range: "SESPARSE-GRAIN-RANGE", entry: "SESPARSE-ENTRY" };

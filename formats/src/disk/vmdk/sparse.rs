@@ -1,8 +1,9 @@
 //! What all sparse VMDK extents share: a grain directory of grain tables of grains, over a parent.
 
+use super::packed::{self, Packing, Wanted, marker};
 use crate::audit::{Codes, audit_runs, claim, parts};
 use crate::entries::{Entries, Page};
-use crate::layer::{Bytes, Layer, Loss, Place, Run, Trust, Why};
+use crate::layer::{Bytes, Fault, Layer, Loss, Place, Run, Trust, Unit, Why};
 use crate::note::{Note, Sink, Use};
 use crate::{Error, Finding, num::wide};
 use std::fmt;
@@ -49,6 +50,8 @@ pub(super) enum Grain {
 
 /// How a kind of extent writes its tables.
 pub(super) trait Dialect: fmt::Debug + Send + Sync {
+    /// What people call an extent of the kind.
+    const NAME: &'static str;
     /// Bytes of a directory entry.
     const DIRECTORY_ENTRY: u64;
     /// Bytes of a table entry.
@@ -89,6 +92,8 @@ pub(super) struct Sparse<D> {
     pub findings: Vec<Finding>,
     /// What it holds beside its directory, tables and grains.
     pub areas: Vec<Area>,
+    /// Where its grains are compressed.
+    pub packing: Option<Packing>,
 }
 
 /// Where a structure of the extent lies, how many bytes it has, and what it is.
@@ -190,7 +195,9 @@ impl<D: Dialect> Sparse<D> {
                 break;
             }
             let goes_on = match (first, self.dialect.grain(page, entry_at)) {
-                (Grain::At(host), Ok(Grain::At(next))) => host.checked_add(next_at.saturating_sub(start)) == Some(next),
+                (Grain::At(host), Ok(Grain::At(next))) if self.packing.is_none() => {
+                    host.checked_add(next_at.saturating_sub(start)) == Some(next)
+                }
                 (Grain::Parent | Grain::Zero | Grain::Unmapped, Ok(next)) => next == first,
                 _ => false,
             };
@@ -227,6 +234,11 @@ impl<D: Dialect> Sparse<D> {
             }
             Grain::Broken => Run::lost(len, Why::Unmapped, entry_at),
             Grain::At(host) => {
+                if let Some(packing) = &self.packing {
+                    let start = at & !mask(self.shape.grain_bits);
+                    let wanted = Wanted { start, grain: shl(1, self.shape.grain_bits), disk: self.shape.len };
+                    return packing.run(self.file(), at, len, host, (entry_at, trust), wanted);
+                }
                 let offset = host.saturating_add(at & mask(self.shape.grain_bits));
                 match self.file().len().saturating_sub(offset) {
                     0 => Run::lost(len, Why::Truncated, entry_at),
@@ -250,6 +262,16 @@ impl<D: Dialect> Sparse<D> {
         start..end.min(self.shape.len)
     }
 
+    /// Claims the marker that a stream has before a table or directory at `at`.
+    fn claim_marker(&self, at: u64, kind: u32, sink: Sink<'_>) -> ControlFlow<()> {
+        match at.checked_sub(512) {
+            Some(before) if self.packing.is_some() && packed::marker_at(self.file(), before) == Some(kind) => {
+                claim(self.file(), before, 512, Use::Metadata, sink)
+            }
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
     /// The parent, if there is one.
     pub(super) fn parent(&self) -> Option<&dyn Layer> {
         match &self.parent {
@@ -267,10 +289,22 @@ impl<D: Dialect> Layer for Sparse<D> {
         self.shape.len
     }
 
+    fn about(&self) -> String {
+        let kind = D::NAME;
+        if matches!(self.parent, Parent::None) { kind.into() } else { format!("{kind} delta over its parent") }
+    }
+
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         match self.directory_run(at, want) {
             Ok((table, want, trust)) => self.mapped_run(at, want, table, trust),
             Err(run) => run,
+        }
+    }
+
+    fn decode(&self, unit: &Unit<'_>, packed: &[u8], out: &mut [u8]) -> Result<Trust, Fault> {
+        match &self.packing {
+            Some(packing) => packed::decode(packing.markers, shl(1, self.shape.grain_bits), unit, packed, out),
+            None => Err(Fault::all(Why::Unmapped, unit.packed_at)),
         }
     }
 
@@ -282,7 +316,8 @@ impl<D: Dialect> Layer for Sparse<D> {
         let span = shl(1, self.span_bits());
         if part == 0 {
             let len = self.tables().min(self.shape.len.div_ceil(span)).saturating_mul(D::DIRECTORY_ENTRY);
-            claim(self.file(), self.shape.directory, len, Use::Metadata, sink)?;
+            claim(self.file(), self.shape.directory, len, Use::Metadata, &mut *sink)?;
+            self.claim_marker(self.shape.directory, marker::DIRECTORY, &mut *sink)?;
             for (at, len, of) in &self.areas {
                 claim(self.file(), *at, *len, *of, sink)?;
             }
@@ -297,7 +332,8 @@ impl<D: Dialect> Layer for Sparse<D> {
             let next = match self.directory_run(at, end.saturating_sub(at)) {
                 Ok((table, len, _)) => {
                     let table_len = shl(D::TABLE_ENTRY, self.shape.table_bits);
-                    claim(self.file(), table, table_len, Use::Metadata, sink)?;
+                    claim(self.file(), table, table_len, Use::Metadata, &mut *sink)?;
+                    self.claim_marker(table, marker::TABLE, &mut *sink)?;
                     at.saturating_add(len)
                 }
                 Err(run) => at.saturating_add(run.len),
