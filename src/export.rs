@@ -20,13 +20,15 @@ mod tests;
 pub use evidence::Evidence;
 pub use job::digest;
 pub use refused::Refused;
+pub(crate) use steps::{PIECE, Step, Steps};
+pub(crate) use target::stream_zeros;
 
 use crate::digest::Digest;
 use crate::progress::Progress;
+use crate::stdout::Stdout;
 use anyhow::Context as _;
 use slot::Slot;
 use std::fs::OpenOptions;
-use std::io;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use vdrecover_formats::{Finding, Gap, Layer, Trust};
@@ -158,9 +160,7 @@ pub fn export(
             evidence.check(path)?;
             job::to_device(layer, path, evidence, options, progress)
         }
-        Dest::Pipe(None) => {
-            job::to_pipe(layer, &mut io::stdout(), Path::new("standard output"), evidence, options, progress)
-        }
+        Dest::Pipe(None) => job::to_pipe(layer, &mut Stdout, Path::new("standard output"), evidence, options, progress),
         Dest::Pipe(Some(path)) => {
             let open = || format!("cannot open {}", path.display());
             let mut out = OpenOptions::new().write(true).open(path).with_context(open)?;

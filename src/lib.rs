@@ -18,6 +18,7 @@ pub mod progress;
 pub mod ranges;
 pub mod report;
 pub mod source;
+pub mod stdout;
 pub mod sweep;
 #[cfg(test)]
 mod testing;

@@ -56,6 +56,25 @@ pub fn ordered<T: Send, R: Send>(
     });
 }
 
+/// Buffers to use again: fresh ones cost more page faults than the copy itself.
+#[derive(Debug, Default)]
+pub struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    /// One of `len` bytes. What it holds is not told.
+    #[must_use]
+    pub fn take(&self, len: usize) -> Vec<u8> {
+        let mut buf = lock(&self.0).pop().unwrap_or_default();
+        buf.resize(len, 0);
+        buf
+    }
+
+    /// Takes one back.
+    pub fn give(&self, buf: Vec<u8>) {
+        lock(&self.0).push(buf);
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

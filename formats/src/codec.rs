@@ -5,6 +5,8 @@ use crate::layer::Trust;
 use crate::num::narrow;
 use flate2::{Decompress, FlushDecompress, Status};
 use libdeflater::Decompressor;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 /// A unit that did not fill its output: how many bytes at its start decoded.
@@ -52,20 +54,44 @@ fn inflate_prefix(packed: &[u8], out: &mut [u8], zlib_header: bool) -> Result<Tr
     }
 }
 
-/// The first Zstandard frame (RFC 8878) in `packed`, which may go on behind it.
-pub fn unzstd(packed: &[u8], out: &mut [u8]) -> Result<Trust, Cut> {
-    // The decoder keeps to itself what a failing call had decoded. Damaged units are fed again in steps smaller
-    // than any block that is worth compressing, so that only the damaged block is lost.
-    const STEP: usize = 256;
-    match unzstd_in_steps(packed, out, packed.len().max(1)) {
-        Err(_) => unzstd_in_steps(packed, out, STEP),
-        done => done,
+/// Decodes Zstandard, and keeps the contexts that it does that with: to make one asks the processor what it can do,
+/// which inside a virtual machine takes as long as to decode several KiB.
+#[derive(Default)]
+pub struct Zstd(Mutex<Vec<Decoder<'static>>>);
+
+impl fmt::Debug for Zstd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Zstd")
     }
 }
 
-fn unzstd_in_steps(packed: &[u8], out: &mut [u8], step: usize) -> Result<Trust, Cut> {
+impl Zstd {
+    /// The first Zstandard frame (RFC 8878) in `packed`, which may go on behind it.
+    pub fn decode(&self, packed: &[u8], out: &mut [u8]) -> Result<Trust, Cut> {
+        // The decoder keeps to itself what a failing call had decoded. Damaged units are fed again in steps smaller
+        // than any block that is worth compressing, so that only the damaged block is lost.
+        const STEP: usize = 256;
+        let kept = self.lock().pop().map_or_else(Decoder::new, Ok);
+        let Ok(mut decoder) = kept else { return Err(Cut(0)) };
+        let decoded = match unzstd_in_steps(&mut decoder, packed, out, packed.len().max(1)) {
+            Err(_) => unzstd_in_steps(&mut decoder, packed, out, STEP),
+            done => done,
+        };
+        // As many as there are threads, at most.
+        self.lock().push(decoder);
+        decoded
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Decoder<'static>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unzstd_in_steps(decoder: &mut Decoder<'static>, packed: &[u8], out: &mut [u8], step: usize) -> Result<Trust, Cut> {
     let len = out.len();
-    let Ok(mut decoder) = Decoder::new() else { return Err(Cut(0)) };
+    if decoder.reinit().is_err() {
+        return Err(Cut(0));
+    }
     let mut output = OutBuffer::around(out);
     for piece in packed.chunks(step) {
         let mut input = InBuffer::around(piece);
@@ -114,9 +140,10 @@ mod tests {
     #[test]
     fn whole_units_ignore_what_follows() {
         let plain = text();
-        for (mut packed, decode) in
-            [(deflate(&plain), inflate as fn(&[u8], &mut [u8]) -> _), (zstd::encode_all(&*plain, 3).unwrap(), unzstd)]
-        {
+        for (mut packed, decode) in [
+            (deflate(&plain), inflate as fn(&[u8], &mut [u8]) -> _),
+            (zstd::encode_all(&*plain, 3).unwrap(), |packed, out| Zstd::default().decode(packed, out)),
+        ] {
             packed.extend([0xa5; 700]);
             let mut out = vec![0; plain.len()];
             assert_eq!(decode(&packed, &mut out), Ok(Trust::Sound));
@@ -127,9 +154,10 @@ mod tests {
     #[test]
     fn a_cut_unit_gives_its_prefix() {
         let plain = text();
-        for (packed, decode) in
-            [(deflate(&plain), inflate as fn(&[u8], &mut [u8]) -> _), (zstd::encode_all(&*plain, 3).unwrap(), unzstd)]
-        {
+        for (packed, decode) in [
+            (deflate(&plain), inflate as fn(&[u8], &mut [u8]) -> _),
+            (zstd::encode_all(&*plain, 3).unwrap(), |packed, out| Zstd::default().decode(packed, out)),
+        ] {
             let mut out = vec![0; plain.len()];
             let Err(Cut(good)) = decode(&packed[..packed.len() * 3 / 4], &mut out) else { unreachable!("it was cut") };
             assert!(good > plain.len() / 3 && good < plain.len(), "{good}");

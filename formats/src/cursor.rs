@@ -56,7 +56,10 @@ pub struct Cursor<'a> {
 pub fn walk(layer: &dyn Layer, range: Range<u64>) -> Cursor<'_> {
     let Range { start, end } = range;
     let top = Hop { layer, offset: start, at: start, end, trust: Trust::Sound };
-    Cursor { path: vec![top], at: start, end }
+    // Room for most stacks: one allocation a walk.
+    let mut path = Vec::with_capacity(8);
+    path.push(top);
+    Cursor { path, at: start, end }
 }
 
 impl<'a> Cursor<'a> {

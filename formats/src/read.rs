@@ -1,6 +1,6 @@
 //! Reading, derived from the map.
 
-use crate::cursor::{Resolved, split, walk};
+use crate::cursor::{Resolved, split, walk_merged};
 use crate::layer::{Fault, Gap, Layer, Loss, MAX_UNIT, Place, Trust, Unit, Why};
 use crate::memo::Block;
 use crate::num::{narrow, wide};
@@ -40,7 +40,8 @@ pub fn read(layer: &dyn Layer, at: u64, buf: &mut [u8]) -> Seen {
     let mut seen = Seen::default();
     let mut rest = buf;
     let end = at.saturating_add(wide(rest.len()));
-    for run in walk(layer, at..end) {
+    // Neighbours in one place are fetched at once: fragments in a table are not fragments on the device.
+    for run in walk_merged(layer, at..end) {
         let (out, after) = split(mem::take(&mut rest), run.len);
         rest = after;
         seen.trust = seen.trust.max(run.trust);

@@ -195,15 +195,17 @@ impl Work<'_> {
         self.waiting.retain(|id| items[*id].used_by.is_none());
     }
 
-    /// Joins each waiting item whose parents and members are all there. Whether one was.
+    /// Joins each waiting item whose parents and members are all there. Whether one was, or a parent was taken in
+    /// that may now wait itself.
     fn join_ready(&mut self) -> bool {
+        let known = self.case.items.len();
         let mut any = false;
         for id in self.waiting.clone() {
             if self.case.items[id].used_by.is_none() && self.meet(id) {
                 any = true;
             }
         }
-        any
+        any || self.case.items.len() > known
     }
 
     /// Nothing is complete: joins one item with what it has. Members first, since others lie in them.

@@ -2,12 +2,16 @@
 
 use super::out::Out;
 use super::{Global, Outcome, size};
+use crate::export::{PIECE, Step, Steps};
 use crate::locator::{self, Locator};
+use crate::ordered::{Buffers, ordered};
 use crate::report;
 use anyhow::{Result, bail};
 use clap::Args;
 use std::ffi::OsString;
-use vdrecover_formats::{Layer, Seen, Trust, read};
+use std::ops::{ControlFlow, Range};
+use vdrecover_formats::num::narrow;
+use vdrecover_formats::{Gap, Layer, Seen, Trust, read};
 
 /// Arguments of `cat`.
 #[derive(Debug, Args)]
@@ -26,8 +30,12 @@ pub(super) struct Command {
     fill: bool,
 }
 
-/// Bytes of one read: large enough for whole units, small enough for the processor's cache.
-const STEP: usize = 256 << 10;
+/// What `copy` has to know beside what to copy.
+struct How<'a> {
+    shown: &'a str,
+    fill: bool,
+    threads: usize,
+}
 
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     if out.json {
@@ -42,7 +50,12 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         bail!("{shown}: offset {:#x} is behind its end at {len:#x}", command.offset);
     }
     let end = command.length.map_or(len, |length| command.offset.saturating_add(length).min(len));
-    let outcome = copy(&*bytes, command.offset, end, command.fill, &shown, out)?;
+    let outcome = copy(
+        &*bytes,
+        command.offset..end,
+        &How { shown: &shown, fill: command.fill, threads: global.thread_count() },
+        out,
+    )?;
     out.flush()?;
     if is_descriptor(&found.entry.name, len) {
         out.hint(&format!("{shown} is a descriptor: its disk is in vms/ or disks/, see `vdrecover ls -R IMAGE`"));
@@ -55,26 +68,49 @@ pub(super) fn is_descriptor(name: &[u8], len: u64) -> bool {
     name.to_ascii_lowercase().ends_with(b".vmdk") && len <= 64 << 10
 }
 
-fn copy(bytes: &dyn Layer, start: u64, end: u64, fill: bool, shown: &str, out: &mut Out) -> Result<Outcome> {
-    let mut buf = vec![0; STEP];
-    let mut at = start;
+/// A piece of the answer after the work on it.
+struct Piece {
+    range: Range<u64>,
+    /// `None` where no byte is there.
+    bytes: Option<Vec<u8>>,
+    seen: Seen,
+}
+
+fn copy(layer: &dyn Layer, range: Range<u64>, how: &How<'_>, out: &mut Out) -> Result<Outcome> {
+    let How { shown, fill, threads } = *how;
+    let buffers = Buffers::default();
+    // A pipe is no faster than a few threads that decode, and each of them has pieces in memory.
+    let threads = if range.end - range.start <= PIECE { 1 } else { threads.min(8) };
     let mut trust = Trust::Sound;
     let mut missing: u64 = 0;
-    while at < end {
-        // Steps end where units begin, so that none is decoded twice.
-        let step = (STEP as u64 - at % STEP as u64).min(end - at);
-        let chunk = &mut buf[..usize::try_from(step)?];
-        let Seen { gaps, trust: own } = read(bytes, at, chunk);
-        trust = trust.max(own);
-        if let (Some(gap), false) = (gaps.first(), fill) {
-            out.bytes(&chunk[..usize::try_from(gap.range.start - at)?])?;
-            out.flush()?;
-            out.error(&format!("{shown}: stopped at {:#x}: {gap}; --fill writes zeros for them", gap.range.start));
-            return Ok(Outcome::Doubt);
-        }
-        missing += gaps.iter().map(|gap| gap.range.end - gap.range.start).sum::<u64>();
-        out.bytes(chunk)?;
-        at += step;
+    let mut ended = None;
+    ordered(
+        threads,
+        Steps::new(layer, range),
+        |step| piece(layer, step, &buffers),
+        |Piece { range, bytes, seen }| {
+            trust = trust.max(seen.trust);
+            missing += seen.gaps.iter().map(|gap| gap.range.end - gap.range.start).sum::<u64>();
+            let gap = seen.gaps.first().filter(|_| !fill);
+            let end = gap.map_or(range.end, |gap| gap.range.start);
+            let written = match &bytes {
+                Some(bytes) => out.bytes(&bytes[..narrow(end - range.start)]),
+                None => out.zeros(end - range.start),
+            };
+            if let Some(bytes) = bytes {
+                buffers.give(bytes);
+            }
+            if let (Ok(()), None) = (&written, gap) {
+                return ControlFlow::Continue(());
+            }
+            ended = Some(written.map(|()| gap.cloned()));
+            ControlFlow::Break(())
+        },
+    );
+    if let Some(gap) = ended.transpose()?.flatten() {
+        out.flush()?;
+        out.error(&format!("{shown}: stopped at {:#x}: {gap}; --fill writes zeros for them", gap.range.start));
+        return Ok(Outcome::Doubt);
     }
     if missing > 0 {
         out.error(&format!("{shown}: {missing} bytes are lost and were written as zeros"));
@@ -83,4 +119,18 @@ fn copy(bytes: &dyn Layer, start: u64, end: u64, fill: bool, shown: &str, out: &
         out.error(&format!("{shown}: the bytes are {}; `vdrecover scan` says why", trust.word()));
     }
     Ok(Outcome::doubt_if(missing > 0 || trust > Trust::Sound))
+}
+
+fn piece(layer: &dyn Layer, step: Step, buffers: &Buffers) -> Piece {
+    match step {
+        Step::Skip { range, loss, trust } => {
+            let gaps = loss.map(|loss| Gap { range: range.clone(), loss }).into_iter().collect();
+            Piece { range, bytes: None, seen: Seen { gaps, trust } }
+        }
+        Step::Data(range) => {
+            let mut bytes = buffers.take(narrow(range.end - range.start));
+            let seen = read(layer, range.start, &mut bytes);
+            Piece { range, bytes: Some(bytes), seen }
+        }
+    }
 }

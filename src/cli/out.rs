@@ -1,5 +1,7 @@
 //! What goes to stdout: results only, as text or as JSON Lines. What goes to stderr: everything else.
 
+use crate::export::stream_zeros;
+use crate::stdout::Stdout;
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::fmt::Display;
@@ -13,12 +15,12 @@ const SCHEMA: u32 = 1;
 pub(super) struct Out {
     pub(super) json: bool,
     pub(super) quiet: bool,
-    stdout: BufWriter<io::Stdout>,
+    stdout: BufWriter<Stdout>,
 }
 
 impl Out {
     pub(super) fn new(json: bool, quiet: bool) -> Self {
-        Self { json, quiet, stdout: BufWriter::with_capacity(64 << 10, io::stdout()) }
+        Self { json, quiet, stdout: BufWriter::with_capacity(64 << 10, Stdout) }
     }
 
     /// A line of text. Silent with `--json`.
@@ -45,6 +47,11 @@ impl Out {
     /// Bytes as they are.
     pub(super) fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
         Ok(self.stdout.write_all(bytes)?)
+    }
+
+    /// So many zeros.
+    pub(super) fn zeros(&mut self, len: u64) -> Result<()> {
+        Ok(stream_zeros(&mut self.stdout, len)?)
     }
 
     pub(super) fn flush(&mut self) -> Result<()> {

@@ -203,7 +203,7 @@ impl Job<'_> {
     fn count(&self) -> u64 {
         let mut total = 0_u64;
         let mut counted = 0;
-        for step in Steps::new(self.layer, 0).take(COUNTED) {
+        for step in Steps::new(self.layer, 0..self.layer.len()).take(COUNTED) {
             counted += 1;
             if let Step::Data(range) = step {
                 total = total.saturating_add(range.end - range.start);

@@ -4,7 +4,7 @@ use super::journal::{Journal, Point, append};
 use super::steps::{Step, Steps};
 use super::target::{Target, stream_zeros, write_sparse, zero_device};
 use crate::digest::Hasher;
-use crate::ordered::ordered;
+use crate::ordered::{Buffers, ordered};
 use crate::progress::Progress;
 use serde_json::Value;
 use std::fs::File;
@@ -12,7 +12,6 @@ use std::io::{self, Write as _};
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 use vdrecover_formats::num::{narrow, wide};
 use vdrecover_formats::{Finding, Gap, Layer, Loss, Trust, Why, read};
 
@@ -60,22 +59,6 @@ enum Placed<'a> {
     Later,
 }
 
-/// Buffers to use again: fresh ones cost more page faults than the copy itself.
-#[derive(Default)]
-struct Buffers(Mutex<Vec<Vec<u8>>>);
-
-impl Buffers {
-    fn take(&self, len: u64) -> Vec<u8> {
-        let mut buf = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
-        buf.resize(narrow(len), 0);
-        buf
-    }
-
-    fn give(&self, buf: Vec<u8>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buf);
-    }
-}
-
 impl Run<'_, '_> {
     /// Goes on at `point` and moves it forward.
     pub(crate) fn run(self, point: &mut Point) -> End {
@@ -99,7 +82,7 @@ impl Run<'_, '_> {
                 scope.spawn(move || keep_points(&output, &file, &points));
                 Some(Keeper { journal, sender, every: self.checkpoint, since: 0 })
             });
-            let steps = Steps::new(self.layer, point.done);
+            let steps = Steps::new(self.layer, point.done..self.layer.len());
             let work = |step| work(self.layer, step, &placed, keep, &buffers);
             ordered(self.threads, steps, work, |done| {
                 if let Some(error) = done.error {
@@ -165,7 +148,7 @@ fn work(layer: &dyn Layer, step: Step, placed: &Placed<'_>, keep: bool, buffers:
             Done { gaps, trust, error, ..blank }
         }
         Step::Data(range) => {
-            let mut bytes = buffers.take(range.end - range.start);
+            let mut bytes = buffers.take(narrow(range.end - range.start));
             // A bug in a format must not cost more than the piece that it shows in.
             let seen = catch_unwind(AssertUnwindSafe(|| read(layer, range.start, &mut bytes)));
             let (gaps, trust, panicked) = if let Ok(seen) = seen {

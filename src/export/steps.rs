@@ -33,7 +33,7 @@ impl Step {
     }
 }
 
-/// The steps of a layer from one of their borders on.
+/// The steps of a range, which starts at one of their borders if they have to be the same again.
 #[derive(Debug)]
 pub(crate) struct Steps<'a> {
     runs: Merged<'a>,
@@ -56,8 +56,8 @@ enum Held {
 }
 
 impl<'a> Steps<'a> {
-    pub(crate) fn new(layer: &'a dyn Layer, from: u64) -> Self {
-        Self { runs: walk_merged(layer, from..layer.len()), rest: None }
+    pub(crate) fn new(layer: &'a dyn Layer, range: Range<u64>) -> Self {
+        Self { runs: walk_merged(layer, range), rest: None }
     }
 
     fn part(&mut self) -> Option<Part> {
@@ -124,7 +124,7 @@ mod tests {
     fn a_huge_hole_is_one_step() {
         let data: Bytes = Arc::new(Memory::new(vec![1; 512]));
         let disk = concat(vec![Arc::new(Blank::zero(20 << 40)), data, Arc::new(Blank::zero(22 << 40))]);
-        let steps: Vec<_> = Steps::new(&disk, 0).collect();
+        let steps: Vec<_> = Steps::new(&disk, 0..disk.len()).collect();
         let at = 20 << 40;
         assert_eq!(steps.len(), 3);
         assert_eq!(steps[1], Step::Data(at..at + 512));
@@ -135,12 +135,12 @@ mod tests {
         let data: Bytes = Arc::new(Memory::new(vec![1; 5_000_000]));
         let bad = Damaged::new(data, vec![10..20, 999_999..1_500_000, 2_000_000..4_500_000], Why::Unreadable);
         let disk = concat(vec![Arc::new(bad), Arc::new(Blank::zero(100)), Arc::new(Memory::new(vec![2; 77]))]);
-        let steps: Vec<_> = Steps::new(&disk, 0).collect();
+        let steps: Vec<_> = Steps::new(&disk, 0..disk.len()).collect();
         let mut at = 0;
         for (i, step) in steps.iter().enumerate() {
             assert_eq!(step.range().start, at);
             at = step.range().end;
-            assert_eq!(Steps::new(&disk, at).collect::<Vec<_>>(), steps[i + 1..]);
+            assert_eq!(Steps::new(&disk, at..disk.len()).collect::<Vec<_>>(), steps[i + 1..]);
         }
         assert_eq!(at, disk.len());
         assert!(steps.iter().any(|step| matches!(step, Step::Skip { loss: Some(_), .. })));

@@ -10,6 +10,7 @@ mod header;
 mod layer;
 mod snapshot;
 
+use crate::codec::Zstd;
 use crate::entries::Entries;
 use crate::error::Error;
 use crate::format::{Format, Magic, score};
@@ -120,6 +121,7 @@ impl Image {
                     data_file: self.header.has(incompatible::DATA_FILE),
                 },
                 compression: self.header.compression,
+                zstd: Zstd::default(),
                 sealed: self.header.crypt_method != 0,
                 backing: backing.clone(),
                 data_file: data_file.clone(),

@@ -124,8 +124,7 @@ impl File {
     /// Where the bitmap lies that says that a resource is in use, if this file is not alive.
     fn taken(&self, resource: &Resource, spot: Spot) -> Option<u64> {
         self.heir.as_ref()?;
-        let state = resource.cluster(&self.space, spot.cluster).ok()?;
-        (state.free.get(narrow(spot.resource)) == Some(&false)).then_some(state.at)
+        resource.is_free(&self.space, spot).filter(|(free, _)| !free).map(|(_, at)| at)
     }
 
     fn mapped(&self, at: u64, want: u64, levels: u32, shift: u32) -> Run<'_> {

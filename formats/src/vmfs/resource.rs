@@ -33,6 +33,7 @@ use super::header::Header;
 use super::volume::{Pools, Space};
 use crate::error::Error;
 use crate::layer::{Layer, Place, Run, Why};
+use crate::memo::Block;
 use crate::num::{narrow, wide};
 use crate::read::{read_block, read_exact};
 use crate::record::Record;
@@ -113,6 +114,13 @@ pub struct Cluster {
     pub free: Vec<bool>,
     /// How many of them the header says are free.
     pub free_count: u64,
+}
+
+/// The checked header of a cluster.
+struct Bitmap {
+    at: u64,
+    block: Arc<Block>,
+    free_count: u64,
 }
 
 impl Resource {
@@ -244,8 +252,35 @@ impl Resource {
         }
     }
 
-    /// Reads and checks the state of a cluster. [`Error::NotFound`] if it was never made.
+    /// The state of a cluster. [`Error::NotFound`] if it was never made.
     pub fn cluster(&self, space: &Space, cluster: u64) -> Result<Cluster, Error> {
+        let bitmap = self.bitmap(space, cluster)?;
+        let free = (0..self.in_cluster(cluster)).map(|resource| self.bit(&bitmap, resource)).collect();
+        Ok(Cluster { at: bitmap.at, free, free_count: bitmap.free_count })
+    }
+
+    /// Whether a resource is free, and where the header lies that says so. `None` if nothing says.
+    #[must_use]
+    pub fn is_free(&self, space: &Space, spot: Spot) -> Option<(bool, u64)> {
+        let bitmap = self.bitmap(space, spot.cluster).ok()?;
+        (spot.resource < self.in_cluster(spot.cluster)).then(|| (self.bit(&bitmap, spot.resource), bitmap.at))
+    }
+
+    /// Resources of a cluster. The last can be larger than what is left for it; its further bits say nothing.
+    fn in_cluster(&self, cluster: u64) -> u64 {
+        self.per_cluster.min(self.total.saturating_sub(cluster.saturating_mul(self.per_cluster)))
+    }
+
+    fn bit(&self, bitmap: &Bitmap, resource: u64) -> bool {
+        // The bitmap of small file blocks has a second half, 256 bytes behind the first.
+        let (half, i) = if self.parent.is_some() { (resource >> 8, resource & 0xFF) } else { (0, resource) };
+        let start = if self.six { 0x80_u64 } else { 0x10 }.saturating_add(self.header_size >> 1).saturating_mul(8);
+        let bit = start.saturating_add(half.saturating_mul(0x800)).saturating_add(i.saturating_mul(self.bits));
+        bitmap.block.good().get(narrow(bit >> 3)).is_some_and(|byte| byte >> (bit & 7) & 1 == 1)
+    }
+
+    /// Reads and checks the header of a cluster.
+    fn bitmap(&self, space: &Space, cluster: u64) -> Result<Bitmap, Error> {
         const NAME: &str = "VMFS cluster header";
         let header = self.header(cluster).ok_or(Error::NotFound)?;
         let lost = || match read_exact(&*self.file, header, &mut vec![0; narrow(self.header_size)]) {
@@ -268,29 +303,18 @@ impl Resource {
         let field = |at: usize, len: usize| {
             metadata.get(at..at.saturating_add(len)).map_or(0, |bytes| LittleEndian::read_uint(bytes, len))
         };
-        let (number, free_count, bitmap_at) = if self.six {
+        let (number, free_count) = if self.six {
             if field(0x10, 4) != u64::from(CLUSTER_SIGNATURE) {
                 let found = format!("signature {:#010x}", field(0x10, 4));
                 return Err(Error::corrupt(NAME, at.saturating_add(self.header_size >> 1), found));
             }
-            (field(0x18, 8), field(0x22, 2), 0x80_u64)
+            (field(0x18, 8), field(0x22, 2))
         } else {
-            (field(0, 4), field(8, 4), 0x10)
+            (field(0, 4), field(8, 4))
         };
         if number != cluster {
             return Err(Error::corrupt("VMFS cluster header: number", at, format!("{number}, {cluster} is right")));
         }
-        let bit = |i: u64| metadata.get(narrow(i >> 3)).is_some_and(|byte| byte >> (i & 7) & 1 == 1);
-        let start = bitmap_at.saturating_mul(8);
-        // The last cluster can be larger than what is left for it; its further bits say nothing.
-        let left = self.total.saturating_sub(cluster.saturating_mul(self.per_cluster));
-        let free = (0..self.per_cluster.min(left))
-            .map(|i| {
-                // The bitmap of small file blocks has a second half, 256 bytes behind the first.
-                let (half, i) = if self.parent.is_some() { (i >> 8, i & 0xFF) } else { (0, i) };
-                bit(start.saturating_add(half.saturating_mul(0x800)).saturating_add(i.saturating_mul(self.bits)))
-            })
-            .collect();
-        Ok(Cluster { at, free, free_count })
+        Ok(Bitmap { at, block, free_count })
     }
 }

@@ -198,9 +198,7 @@ impl Volume {
     /// Whether the bitmap says that a descriptor is free. `None` if the bitmap can't be had.
     #[must_use]
     pub fn is_free(&self, address: FdAddress) -> Option<bool> {
-        let Spot { cluster, resource } = address.spot();
-        let state = self.fdc.as_ref()?.cluster(&self.space, cluster).ok()?;
-        state.free.get(narrow(resource)).copied()
+        self.fdc.as_ref()?.is_free(&self.space, address.spot()).map(|(free, _)| free)
     }
 
     /// The logical volume.

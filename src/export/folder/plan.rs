@@ -74,7 +74,7 @@ fn data(tree: &dyn Tree, id: NodeId, len: u64) -> u64 {
         return len;
     }
     let Ok(layer) = tree.open(id) else { return 0 };
-    let steps = Steps::new(&*layer, 0).take(COUNTED);
+    let steps = Steps::new(&*layer, 0..layer.len()).take(COUNTED);
     let data = steps.filter_map(|step| match step {
         Step::Data(range) => Some(range.end - range.start),
         Step::Skip { .. } => None,

@@ -3,7 +3,7 @@
 use super::entry::{COPIED, Dialect, OFFSET, Spot};
 use super::header::Compression;
 use crate::audit::{Codes, audit_runs, claim, parts};
-use crate::codec::{Cut, inflate, unzstd};
+use crate::codec::{Cut, Zstd, inflate};
 use crate::entries::{Entries, Page};
 use crate::layer::{Bytes, Fault, Layer, Loss, MAX_UNIT, Place, Run, Trust, Unit, Why};
 use crate::memo::Memo;
@@ -33,6 +33,7 @@ pub(super) struct Qcow2 {
     pub len: u64,
     pub dialect: Dialect,
     pub compression: Compression,
+    pub zstd: Zstd,
     /// Whether allocated clusters are encrypted.
     pub sealed: bool,
     pub backing: Other,
@@ -265,7 +266,7 @@ impl Layer for Qcow2 {
     fn decode(&self, unit: &Unit<'_>, packed: &[u8], out: &mut [u8]) -> Result<Trust, Fault> {
         let decoded = match self.compression {
             Compression::Deflate => inflate(packed, out),
-            Compression::Zstd => unzstd(packed, out),
+            Compression::Zstd => self.zstd.decode(packed, out),
             Compression::Unknown(_) => return Err(Fault::all(Why::Unsupported, 104)),
         };
         decoded.map_err(|Cut(good)| Fault::after(good, Why::Undecodable, unit.packed_at))
