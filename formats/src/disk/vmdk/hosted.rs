@@ -14,7 +14,7 @@ use crate::audit::{Codes, audit_runs};
 use crate::cursor::same_layer;
 use crate::entries::{Entries, Page};
 use crate::error::Error;
-use crate::format::{Format, Magic, score};
+use crate::format::{Format, Holds, Magic, score};
 use crate::layer::{Bytes, Fault, Layer, Loss, MAX_UNIT, Place, Run, Trust, Unit, Why};
 use crate::link::{Content, Disk, Fact, Link, Opened, Value};
 use crate::memo::Memo;
@@ -32,6 +32,7 @@ pub(super) const MAGIC: &[u8] = b"KDMV";
 pub static FORMAT: Format = Format {
     name: "kdmv",
     about: "VMware sparse disk (monolithicSparse, streamOptimized), or an extent of one",
+    holds: Holds::Disk,
     spec: "VMware Virtual Disk Format 5.0, Hosted Sparse Extents; libyal VMDK format notes",
     magics: &[Magic { at: 0, bytes: MAGIC }],
     probe,
