@@ -113,7 +113,13 @@ impl Packing {
 }
 
 /// Unpacks a record, `grain` bytes in all or as many as `out` has at the end of the disk.
-pub(super) fn decode(markers: bool, grain: u64, unit: &Unit<'_>, packed: &[u8], out: &mut [u8]) -> Result<Trust, Fault> {
+pub(super) fn decode(
+    markers: bool,
+    grain: u64,
+    unit: &Unit<'_>,
+    packed: &[u8],
+    out: &mut [u8],
+) -> Result<Trust, Fault> {
     let fault = |good| Fault::after(good, Why::Undecodable, unit.packed_at);
     let head = head_len(markers);
     let size = packed.get(head.saturating_sub(4)..head).map(LittleEndian::read_u32).ok_or(fault(0))?;

@@ -196,7 +196,9 @@ impl<D: Dialect> Sparse<D> {
                 break;
             }
             let goes_on = match (first, self.dialect.grain(page, entry_at)) {
-                (Grain::At(host), Ok(Grain::At(next))) if self.packing.is_none() => host.checked_add(next_at.saturating_sub(start)) == Some(next),
+                (Grain::At(host), Ok(Grain::At(next))) if self.packing.is_none() => {
+                    host.checked_add(next_at.saturating_sub(start)) == Some(next)
+                }
                 (Grain::Parent | Grain::Zero | Grain::Unmapped, Ok(next)) => next == first,
                 _ => false,
             };
