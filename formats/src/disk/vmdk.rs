@@ -127,7 +127,7 @@ fn parent(descriptor: &Descriptor) -> Option<Want> {
     };
     // The format has ids, so one is wanted, even where the text gives one that identifies nothing.
     let id = Some(descriptor.content_id("parentcid").unwrap_or_default());
-    has_parent.then(|| Want { role: Role::Parent, id, hint, len: None })
+    has_parent.then_some(Want { role: Role::Parent, id, hint, len: None })
 }
 
 /// The file of an extent, if it has one that may be read.
