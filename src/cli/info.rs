@@ -26,7 +26,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     for id in in_order(&case) {
         show(&case, id, out)?;
         let item = &case.items[id];
-        // The image that uses a part has looked for what the part wants.
+        // A part of another image is complete when that is.
         let absent = item.used_by.is_none() && item.filled.iter().any(|filled| filled.bytes.is_none());
         worst = worst.max(Outcome::doubt_if(absent || matches!(item.state, State::Failed(_))));
     }
@@ -119,7 +119,8 @@ fn show(case: &Case, id: ItemId, out: &mut Out) -> Result<()> {
     for fact in &item.opened.facts {
         out.line(format_args!("{indent}  {}: {}", fact.name, for_people(&fact.value)))?;
     }
-    for (want, filled) in item.opened.wants.iter().zip(&item.filled).filter(|_| item.used_by.is_none()) {
+    let wants = item.opened.wants.iter().zip(&item.filled);
+    for (want, filled) in wants.filter(|_| item.used_by.is_none()) {
         let found = if filled.bytes.is_some() { "found" } else { "missing" };
         out.line(format_args!("{indent}  {} {found}: {}", want.role.word(), filled.why))?;
     }
