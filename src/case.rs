@@ -26,9 +26,11 @@ use crate::mapfile::MapArg;
 use crate::progress::Progress;
 use crate::source::Source;
 use anyhow::Result;
+use folder::Folder;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use vdrecover_formats::note::Sink;
 use vdrecover_formats::tree::Lister;
 use vdrecover_formats::{Bytes, Entry, Error, Finding, Node, NodeId, Pool, Tree};
@@ -113,6 +115,8 @@ pub struct Case {
     /// What was observed on the way.
     pub findings: Vec<Noted>,
     names: Names,
+    /// The folders of the host in which sources lie: listed once, however many ask what lies beside them.
+    folders: Mutex<HashMap<PathBuf, Arc<Folder>>>,
 }
 
 /// Bytes of tables and decoded units that are kept in memory.
@@ -132,6 +136,7 @@ impl Case {
             loose: Vec::new(),
             findings: Vec::new(),
             names: Names::default(),
+            folders: Mutex::default(),
         };
         discover::run(&mut case, options, progress)?;
         machines::find(&mut case);

@@ -5,7 +5,7 @@ use super::item::{Filled, ItemId, Origin};
 use super::paths;
 use super::{Case, Item};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use vdrecover_formats::{Bytes, Entry, Finding, Kind, NodeId, Role, Tree, Trust, Want};
 
 /// Where an image looks for the others: the folder in which it lies.
@@ -38,9 +38,17 @@ fn host_folder(case: &Case, file: &Path) -> Option<Beside> {
     if parent.starts_with("/dev") {
         return None;
     }
-    let folder = Folder::open(parent, false, Arc::clone(&case.sources)).ok()?;
+    let mut folders = case.folders.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = match folders.get(parent) {
+        Some(folder) => Arc::clone(folder),
+        None => {
+            let folder = Arc::new(Folder::open(parent, false, Arc::clone(&case.sources)).ok()?);
+            folders.insert(parent.to_owned(), Arc::clone(&folder));
+            folder
+        }
+    };
     let dir = folder.root();
-    Some(Beside { tree: Arc::new(folder), dir, path: None, store: None })
+    Some(Beside { tree: folder, dir, path: None, store: None })
 }
 
 /// A file that a name led to.
@@ -236,13 +244,11 @@ pub(super) fn parent(case: &Case, id: ItemId, want: &Want) -> Result<Parent, Str
 
 /// The item that a file is, if it was recognised as one.
 pub(super) fn item_at(case: &Case, named: &Named) -> Option<ItemId> {
+    // On the host a source is opened once: the same bytes are the same file.
+    let bytes = if named.store.is_none() { named.tree.open(named.entry.id).ok() } else { None };
     case.items.iter().position(|item| match (&item.origin, named.store) {
         (Origin::File { store, entry, .. }, Some(index)) => *store == index && entry.id == named.entry.id,
-        (Origin::Source(source), None) => {
-            // On the host a source is opened once: the same bytes are the same file.
-            let opened = named.tree.open(named.entry.id);
-            opened.is_ok_and(|bytes| Arc::ptr_eq(&bytes, &source.bytes))
-        }
+        (Origin::Source(source), None) => bytes.as_ref().is_some_and(|bytes| Arc::ptr_eq(bytes, &source.bytes)),
         _ => false,
     })
 }
