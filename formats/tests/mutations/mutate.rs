@@ -2,6 +2,7 @@
 
 use super::fixtures::{Area, Fixture};
 use super::image::{Image, SECTOR};
+use std::collections::BTreeSet;
 use vdrecover_formats::Layer;
 
 /// A fixed sequence of numbers: xorshift.
@@ -62,7 +63,7 @@ fn step(fixture: &Fixture, mutation: &mut Mutation, dice: &mut Dice) {
     let index = parts[dice.roll(parts.len() as u64) as usize];
     let areas = &fixture.parts[index].areas;
     let image = &mut mutation.images[index];
-    let area = &areas[dice.roll(areas.len() as u64) as usize];
+    let area = pick(areas, dice);
     let at = place(image, area, dice);
     let (what, revealed, text) = match dice.roll(12) {
         0 => {
@@ -89,6 +90,14 @@ fn step(fixture: &Fixture, mutation: &mut Mutation, dice: &mut Dice) {
     mutation.steps.push(format!("{} of {}: {text}", what, fixture.parts[index].name));
 }
 
+/// An area of any structure: one of which there are many is hit as often as one of which there is one.
+fn pick<'a>(areas: &'a [Area], dice: &mut Dice) -> &'a Area {
+    let kinds: BTreeSet<&str> = areas.iter().map(|area| area.what).collect();
+    let kind = kinds.iter().nth(dice.roll(kinds.len() as u64) as usize);
+    let of_kind: Vec<&Area> = areas.iter().filter(|area| Some(&area.what) == kind).collect();
+    of_kind[dice.roll(of_kind.len() as u64) as usize]
+}
+
 /// A place in an area, rather where there is something.
 fn place(image: &Image, area: &Area, dice: &mut Dice) -> u64 {
     let mut at = area.range.start;
@@ -99,7 +108,7 @@ fn place(image: &Image, area: &Area, dice: &mut Dice) -> u64 {
             break;
         }
     }
-    at.min(image.len() - 1)
+    at
 }
 
 fn overwrite(image: &mut Image, areas: &[Area], area: &Area, at: u64, dice: &mut Dice) -> String {
@@ -125,8 +134,7 @@ fn overwrite(image: &mut Image, areas: &[Area], area: &Area, at: u64, dice: &mut
             format!("sector {sector:#x} becomes garbage")
         }
         4 | 5 => {
-            let other = &areas[dice.roll(areas.len() as u64) as usize];
-            let other = place(image, other, dice) / SECTOR;
+            let other = place(image, pick(areas, dice), dice) / SECTOR;
             let (mine, theirs) = (image.sector(sector), image.sector(other));
             image.set_sector(sector, theirs);
             if dice.roll(2) == 0 {
