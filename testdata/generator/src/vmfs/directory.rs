@@ -2,7 +2,7 @@
 
 use super::FileType;
 use super::resource::{MDA, put16, put32, put64};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of a VMFS5 entry.
 pub(crate) const ENTRY5: u64 = 140;
@@ -39,6 +39,9 @@ pub(crate) struct Directory {
     pub(crate) own: Entry,
     pub(crate) parent: Entry,
     slots: Vec<Option<Entry>>,
+    /// The slot of each name, and the slots without one.
+    index: BTreeMap<Vec<u8>, usize>,
+    free: BTreeSet<usize>,
     /// Bytes that a shrunken VMFS5 directory leaves behind its end.
     tail: Vec<u8>,
 }
@@ -49,6 +52,8 @@ impl Directory {
             own,
             parent,
             slots: Vec::new(),
+            index: BTreeMap::new(),
+            free: BTreeSet::new(),
             tail: Vec::new(),
         }
     }
@@ -58,7 +63,7 @@ impl Directory {
     }
 
     pub(crate) fn find(&self, name: &[u8]) -> Option<&Entry> {
-        self.entries().find(|e| e.name == name)
+        self.slots[*self.index.get(name)?].as_ref()
     }
 
     /// Puts a name into the first free slot.
@@ -69,9 +74,12 @@ impl Directory {
             entry.name.len()
         );
         self.tail.clear();
-        match self.slots.iter().position(Option::is_none) {
-            Some(free) => self.slots[free] = Some(entry),
-            None => self.slots.push(Some(entry)),
+        let slot = self.free.pop_first().unwrap_or(self.slots.len());
+        self.index.insert(entry.name.clone(), slot);
+        if slot == self.slots.len() {
+            self.slots.push(Some(entry));
+        } else {
+            self.slots[slot] = Some(entry);
         }
     }
 
@@ -79,8 +87,10 @@ impl Directory {
     /// behind the new end.
     pub(crate) fn remove(&mut self, name: &[u8], six: bool) {
         let slot = self.slot_of(name);
+        self.index.remove(name);
         if six {
             self.slots[slot] = None;
+            self.free.insert(slot);
             return;
         }
         let last = self
@@ -92,16 +102,14 @@ impl Directory {
         stale.append(&mut self.tail);
         self.tail = stale;
         if slot < self.slots.len() {
+            self.index.insert(last.name.clone(), slot);
             self.slots[slot] = Some(last);
         }
     }
 
     fn slot_of(&self, name: &[u8]) -> usize {
-        let at = self
-            .slots
-            .iter()
-            .position(|s| s.as_ref().is_some_and(|e| e.name == name));
-        at.unwrap_or_else(|| panic!("no entry {}", String::from_utf8_lossy(name)))
+        let at = self.index.get(name);
+        *at.unwrap_or_else(|| panic!("no entry {}", String::from_utf8_lossy(name)))
     }
 
     /// Where a name's entry begins inside the directory file.
