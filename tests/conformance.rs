@@ -78,7 +78,8 @@ fn content(case: &Case, path: &[u8]) -> String {
 }
 
 fn agree(test: &str, names: &[&str], least: usize) {
-    let images: Option<Vec<PathBuf>> = names.iter().map(|name| unpacked(test, &format!("vmfs/{name}.bin.gz"))).collect();
+    let images: Option<Vec<PathBuf>> =
+        names.iter().map(|name| unpacked(test, &format!("vmfs/{name}.bin.gz"))).collect();
     let Some(images) = images else { return };
     let Some(theirs) = oracle(test, &images) else { return };
     assert!(theirs.len() >= least, "{} entries", theirs.len());
@@ -129,9 +130,8 @@ fn the_far_ends_of_thin_disks() {
         let far = [("normal-flat.vmdk", 42_u64 << 30), ("large-flat.vmdk", 117 << 30)];
         for (file, at) in far {
             let locator = format!("{}::store/{label}/{file}", image.display());
-            let cat = |offset: u64, len: &str| {
-                expect(0, ["cat", "--offset", &offset.to_string(), "--length", len, &locator])
-            };
+            let cat =
+                |offset: u64, len: &str| expect(0, ["cat", "--offset", &offset.to_string(), "--length", len, &locator]);
             assert_eq!(cat(at, "512"), [0x42; 512]);
             assert_eq!(cat(at - 1, "1"), [0]);
             assert_eq!(cat(at + 512, "0x1000"), [0; 4096]);

@@ -256,8 +256,20 @@ fn mode_text(node: &Node) -> String {
     // Set-user-id, set-group-id and the sticky bit stand where the x of their group stands.
     let special = |at: u32, letter: char| match (node.mode >> (11 - at / 3) & 1, letter) {
         (0, letter) => letter,
-        (_, 'x') => if at == 8 { 't' } else { 's' },
-        (_, _) => if at == 8 { 'T' } else { 'S' },
+        (_, 'x') => {
+            if at == 8 {
+                't'
+            } else {
+                's'
+            }
+        }
+        (_, _) => {
+            if at == 8 {
+                'T'
+            } else {
+                'S'
+            }
+        }
     };
     let bits = (0..9).map(|at| {
         let letter = bit(8 - at, ['r', 'w', 'x'][at as usize % 3]);

@@ -69,7 +69,8 @@ fn every_format_has_a_fixture() {
 fn fixtures_are_sound() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for fixture in all() {
-        let images: Vec<Bytes> = fixture.images().into_iter().map(|image| -> Bytes { std::sync::Arc::new(image) }).collect();
+        let images: Vec<Bytes> =
+            fixture.images().into_iter().map(|image| -> Bytes { std::sync::Arc::new(image) }).collect();
         let scores: Vec<u8> = FORMATS.iter().map(|format| (format.probe)(&*images[0])).collect();
         let row = judge::row(fixture);
         assert_eq!(scores.iter().max(), Some(&(row.probe)(&*images[0])), "{}", fixture.name);
@@ -180,7 +181,10 @@ fn mutated_images_are_lawful() {
                 Ok(outcome) => {
                     if outcome.wrong > 0 && mutation.revealed {
                         wrong.push(format!("{about}: {} bytes wrong and sound: {:?}", outcome.wrong, outcome.first));
-                    } else if outcome.wrong > 0 && outcome.findings.is_empty() && env::var_os("VDRECOVER_SHOW").is_some() {
+                    } else if outcome.wrong > 0
+                        && outcome.findings.is_empty()
+                        && env::var_os("VDRECOVER_SHOW").is_some()
+                    {
                         println!("{about}: {} bytes wrong, sound and silent: {:?}", outcome.wrong, outcome.first);
                     }
                     tallies.entry((fixture.name, mutation.what)).or_default().add(&outcome);

@@ -12,9 +12,9 @@ pub struct Dice(u64);
 impl Dice {
     /// The sequence of one mutation of one fixture.
     pub fn new(fixture: &str, number: u64) -> Self {
-        let name = fixture.bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-        });
+        let name = fixture
+            .bytes()
+            .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
         let mut dice = Self((name ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1);
         for _ in 0..8 {
             dice.roll(2);

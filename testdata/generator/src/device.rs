@@ -25,12 +25,7 @@ pub struct Device {
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Device {{ len: {}, blocks: {} }}",
-            self.len,
-            self.blocks.len()
-        )
+        write!(f, "Device {{ len: {}, blocks: {} }}", self.len, self.blocks.len())
     }
 }
 
@@ -38,10 +33,7 @@ impl Device {
     /// An empty device of `len` bytes; all of it reads as zeros.
     #[must_use]
     pub fn new(len: u64) -> Self {
-        Self {
-            len,
-            blocks: BTreeMap::new(),
-        }
+        Self { len, blocks: BTreeMap::new() }
     }
 
     /// A device that holds exactly `bytes`.
@@ -74,10 +66,7 @@ impl Device {
             let len = (BLOCK_LEN - inside).min(bytes.len() - done);
             let part = &bytes[done..done + len];
             if self.blocks.contains_key(&index) || part.iter().any(|&b| b != 0) {
-                let block = self
-                    .blocks
-                    .entry(index)
-                    .or_insert_with(|| Box::new([0; BLOCK_LEN]));
+                let block = self.blocks.entry(index).or_insert_with(|| Box::new([0; BLOCK_LEN]));
                 block[inside..inside + len].copy_from_slice(part);
             }
             done += len;
@@ -106,11 +95,8 @@ impl Device {
     /// Makes the bytes of `range` zero and frees the blocks that it covers whole.
     pub fn zero(&mut self, range: Range<u64>) {
         self.check(range.start, range.end - range.start);
-        let touched: Vec<u64> = self
-            .blocks
-            .range(range.start / BLOCK..range.end.div_ceil(BLOCK))
-            .map(|(&i, _)| i)
-            .collect();
+        let touched: Vec<u64> =
+            self.blocks.range(range.start / BLOCK..range.end.div_ceil(BLOCK)).map(|(&i, _)| i).collect();
         for index in touched {
             let start = index * BLOCK;
             let from = range.start.max(start) - start;
@@ -160,10 +146,7 @@ impl Device {
     pub fn cut(&self, range: Range<u64>) -> Self {
         self.check(range.start, range.end - range.start);
         let mut out = Self::new(range.end - range.start);
-        for (&index, _) in self
-            .blocks
-            .range(range.start / BLOCK..range.end.div_ceil(BLOCK))
-        {
+        for (&index, _) in self.blocks.range(range.start / BLOCK..range.end.div_ceil(BLOCK)) {
             let from = (index * BLOCK).max(range.start);
             let to = ((index + 1) * BLOCK).min(range.end);
             out.write(from - range.start, &self.read(from, (to - from) as usize));
@@ -235,10 +218,7 @@ mod tests {
         device.write(1 << 40, &[7; 12_288]);
         device.zero((1 << 40) + 10..(1 << 40) + 8192);
         assert_eq!(device.blocks().count(), 2);
-        assert_eq!(
-            device.read(1 << 40, 12)[..],
-            [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]
-        );
+        assert_eq!(device.read(1 << 40, 12)[..], [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]);
     }
 
     #[test]

@@ -24,59 +24,17 @@ fn disk(len: u64, seed: u64) -> Device {
 
 fn qcow2s() -> Vec<(&'static str, Device, Options)> {
     let plain = Options::default;
-    let packed = |compression| Options {
-        compression,
-        ..plain()
-    };
+    let packed = |compression| Options { compression, ..plain() };
     vec![
         ("plain", disk(100 * MIB, 1), plain()),
-        (
-            "v2",
-            disk(100 * MIB, 2),
-            Options {
-                version: 2,
-                ..plain()
-            },
-        ),
-        (
-            "v2-deflate",
-            disk(100 * MIB, 3),
-            Options {
-                version: 2,
-                ..packed(Compression::Deflate)
-            },
-        ),
+        ("v2", disk(100 * MIB, 2), Options { version: 2, ..plain() }),
+        ("v2-deflate", disk(100 * MIB, 3), Options { version: 2, ..packed(Compression::Deflate) }),
         ("deflate", disk(100 * MIB, 4), packed(Compression::Deflate)),
         ("zstd", disk(100 * MIB, 5), packed(Compression::Zstd)),
-        (
-            "clusters-512",
-            disk(24 * MIB, 6),
-            Options {
-                cluster_bits: 9,
-                ..packed(Compression::Deflate)
-            },
-        ),
-        (
-            "clusters-4k",
-            disk(60 * MIB, 7),
-            Options {
-                cluster_bits: 12,
-                ..plain()
-            },
-        ),
-        (
-            "clusters-2m",
-            disk(100 * MIB, 8),
-            Options {
-                cluster_bits: 21,
-                ..packed(Compression::Deflate)
-            },
-        ),
-        (
-            "odd-length",
-            disk(50 * MIB + 512 * 3, 9),
-            packed(Compression::Deflate),
-        ),
+        ("clusters-512", disk(24 * MIB, 6), Options { cluster_bits: 9, ..packed(Compression::Deflate) }),
+        ("clusters-4k", disk(60 * MIB, 7), Options { cluster_bits: 12, ..plain() }),
+        ("clusters-2m", disk(100 * MIB, 8), Options { cluster_bits: 21, ..packed(Compression::Deflate) }),
+        ("odd-length", disk(50 * MIB + 512 * 3, 9), packed(Compression::Deflate)),
         ("huge", disk(60 << 40, 10), plain()),
     ]
 }
@@ -126,61 +84,24 @@ pub fn write(dir: &Path) -> io::Result<()> {
     let second = vmdk::difference(&one, &newest, 4096);
     let two = vmdk::apply(&one, &second, 4096);
     for (name, parent, grains, order, flat, id) in [
-        (
-            "base-000001",
-            "base.vmdk",
-            &first,
-            Order::Ascending,
-            &one,
-            21,
-        ),
-        (
-            "base-000002",
-            "base-000001.vmdk",
-            &second,
-            Order::Descending,
-            &two,
-            22,
-        ),
+        ("base-000001", "base.vmdk", &first, Order::Ascending, &one, 21),
+        ("base-000002", "base-000001.vmdk", &second, Order::Descending, &two, 22),
     ] {
         let extent = format!("{name}-sesparse.vmdk");
         fs::write(dir.join(&extent), vmdk::sesparse(base.len(), grains, order))?;
         let text = Descriptor::delta(base.len(), "SESPARSE", &extent, parent, id).text();
         fs::write(dir.join(format!("{name}.vmdk")), text)?;
         flat.save(&dir.join(format!("{name}.raw")))?;
-        list(
-            &format!("{name}.vmdk"),
-            "vmdk",
-            &format!("{name}.raw"),
-            "seSparse over flat",
-        );
+        list(&format!("{name}.vmdk"), "vmdk", &format!("{name}.raw"), "seSparse over flat");
     }
 
     let changes = vmdk::difference(&base, &two, 512);
-    fs::write(
-        dir.join("cowd-000001-delta.vmdk"),
-        vmdk::cowd(base.len(), &changes),
-    )?;
-    let text = Descriptor::delta(
-        base.len(),
-        "VMFSSPARSE",
-        "cowd-000001-delta.vmdk",
-        "base.vmdk",
-        23,
-    )
-    .text();
+    fs::write(dir.join("cowd-000001-delta.vmdk"), vmdk::cowd(base.len(), &changes))?;
+    let text = Descriptor::delta(base.len(), "VMFSSPARSE", "cowd-000001-delta.vmdk", "base.vmdk", 23).text();
     fs::write(dir.join("cowd-000001.vmdk"), text)?;
-    list(
-        "cowd-000001.vmdk",
-        "vmdk",
-        "base-000002.raw",
-        "COWD over flat",
-    );
+    list("cowd-000001.vmdk", "vmdk", "base-000002.raw", "COWD over flat");
 
-    fs::write(
-        dir.join("hosted.vmdk"),
-        vmdk::hosted_sparse(&two, "hosted.vmdk", 0x1234_5678),
-    )?;
+    fs::write(dir.join("hosted.vmdk"), vmdk::hosted_sparse(&two, "hosted.vmdk", 0x1234_5678))?;
     list("hosted.vmdk", "vmdk", "base-000002.raw", "monolithicSparse");
     fs::write(dir.join("disks.json"), Json::List(listed).to_string())
 }

@@ -9,11 +9,9 @@ const ENTRY: u64 = 128;
 const TABLE: u64 = ENTRIES * ENTRY / SECTOR;
 
 /// Partition type of a VMFS datastore: AA31E02A-400F-11DB-9590-000C2911D1B8, in on-disk byte order.
-pub const TYPE_VMFS: Guid =
-    Guid(*b"\x2A\xE0\x31\xAA\x0F\x40\xDB\x11\x95\x90\x00\x0C\x29\x11\xD1\xB8");
+pub const TYPE_VMFS: Guid = Guid(*b"\x2A\xE0\x31\xAA\x0F\x40\xDB\x11\x95\x90\x00\x0C\x29\x11\xD1\xB8");
 /// Partition type of Linux data: 0FC63DAF-8483-4772-8E79-3D69D8477DE4, in on-disk byte order.
-pub const TYPE_LINUX: Guid =
-    Guid(*b"\xAF\x3D\xC6\x0F\x83\x84\x72\x47\x8E\x79\x3D\x69\xD8\x47\x7D\xE4");
+pub const TYPE_LINUX: Guid = Guid(*b"\xAF\x3D\xC6\x0F\x83\x84\x72\x47\x8E\x79\x3D\x69\xD8\x47\x7D\xE4");
 /// MBR partition type of a VMFS datastore.
 pub const MBR_VMFS: u8 = 0xFB;
 /// MBR partition type of Linux data.
@@ -30,9 +28,7 @@ impl Guid {
         let mut state = seed ^ 0x9E37_79B9_7F4A_7C13;
         let mut bytes = [0; 16];
         for half in bytes.chunks_exact_mut(8) {
-            state = state
-                .wrapping_mul(0x5851_F42D_4C95_7F2D)
-                .wrapping_add(0x1405_7B7E_F767_814F);
+            state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
             half.copy_from_slice(&(state ^ (state >> 29)).to_be_bytes());
         }
         bytes[7] = bytes[7] & 0x0F | 0x40;
@@ -57,31 +53,17 @@ pub struct Partition<'a> {
 /// Writes a protective MBR and both copies of the GPT; `disk` is the disk's identity.
 pub fn write_gpt(device: &mut Device, disk: Guid, partitions: &[Partition<'_>]) {
     let sectors = device.len() / SECTOR;
-    assert!(
-        sectors > 2 * TABLE + 3,
-        "a disk of {sectors} sectors has no room for a GPT"
-    );
+    assert!(sectors > 2 * TABLE + 3, "a disk of {sectors} sectors has no room for a GPT");
     let mut table = vec![0; (ENTRIES * ENTRY) as usize];
     for (n, partition) in partitions.iter().enumerate() {
-        let (first, last) = (
-            partition.start / SECTOR,
-            (partition.start + partition.len) / SECTOR - 1,
-        );
-        assert!(
-            first > TABLE + 1 && last < sectors - TABLE - 1,
-            "partition {} meets the GPT itself",
-            partition.name
-        );
+        let (first, last) = (partition.start / SECTOR, (partition.start + partition.len) / SECTOR - 1);
+        assert!(first > TABLE + 1 && last < sectors - TABLE - 1, "partition {} meets the GPT itself", partition.name);
         let entry = &mut table[n * ENTRY as usize..][..ENTRY as usize];
         entry[..16].copy_from_slice(&partition.kind.0);
         entry[16..32].copy_from_slice(&Guid::seeded(first ^ u64::from(disk.0[0])).0);
         entry[32..40].copy_from_slice(&first.to_le_bytes());
         entry[40..48].copy_from_slice(&last.to_le_bytes());
-        for (unit, slot) in partition
-            .name
-            .encode_utf16()
-            .zip(entry[56..].chunks_exact_mut(2))
-        {
+        for (unit, slot) in partition.name.encode_utf16().zip(entry[56..].chunks_exact_mut(2)) {
             slot.copy_from_slice(&unit.to_le_bytes());
         }
     }
@@ -117,11 +99,7 @@ pub fn write_gpt(device: &mut Device, disk: Guid, partitions: &[Partition<'_>]) 
 
 /// Writes an MBR with up to four (type, first byte, length) partitions and a disk signature.
 pub fn write_mbr(device: &mut Device, signature: u32, partitions: &[(u8, u64, u64)]) {
-    assert!(
-        partitions.len() <= 4,
-        "an MBR holds four partitions, not {}",
-        partitions.len()
-    );
+    assert!(partitions.len() <= 4, "an MBR holds four partitions, not {}", partitions.len());
     let mut mbr = device.read(0, SECTOR as usize);
     mbr[440..444].copy_from_slice(&signature.to_le_bytes());
     mbr[446..510].fill(0);
@@ -147,11 +125,7 @@ fn chs(sector: u64) -> [u8; 3] {
     if cylinder > 1023 {
         return [0xFE, 0xFF, 0xFF];
     }
-    [
-        (rest / 63) as u8,
-        (rest % 63 + 1) as u8 | ((cylinder >> 8) << 6) as u8,
-        cylinder as u8,
-    ]
+    [(rest / 63) as u8, (rest % 63 + 1) as u8 | ((cylinder >> 8) << 6) as u8, cylinder as u8]
 }
 
 #[cfg(test)]
@@ -161,12 +135,7 @@ mod tests {
     #[test]
     fn both_copies_carry_right_checksums() {
         let mut device = Device::new(64 << 20);
-        let part = Partition {
-            kind: TYPE_VMFS,
-            name: "datastore",
-            start: 1 << 20,
-            len: 32 << 20,
-        };
+        let part = Partition { kind: TYPE_VMFS, name: "datastore", start: 1 << 20, len: 32 << 20 };
         write_gpt(&mut device, Guid::seeded(1), &[part]);
         let sectors = device.len() / 512;
         for (own, table_at) in [(1, 2), (sectors - 1, sectors - 33)] {

@@ -36,20 +36,11 @@ impl Guest {
             .env("MKE2FS_CONFIG", "/dev/null")
             .output()?;
         check("mkfs.ext4", &done)?;
-        Ok(Self {
-            scratch: scratch.into(),
-            image,
-            files: BTreeMap::new(),
-        })
+        Ok(Self { scratch: scratch.into(), image, files: BTreeMap::new() })
     }
 
     /// Writes and removes files. An existing file is replaced; directories are made as needed.
-    pub fn change(
-        &mut self,
-        time: u64,
-        write: &[(String, Vec<u8>)],
-        remove: &[&str],
-    ) -> io::Result<()> {
+    pub fn change(&mut self, time: u64, write: &[(String, Vec<u8>)], remove: &[&str]) -> io::Result<()> {
         let mut script = String::new();
         let mut have: Vec<String> = self.files.keys().flat_map(|p| parents(p)).collect();
         for path in remove {
@@ -85,15 +76,8 @@ impl Guest {
         check("debugfs", &done)?;
         // debugfs reports a failed command and goes on.
         let said = String::from_utf8_lossy(&done.stderr);
-        let faults: Vec<&str> = said
-            .lines()
-            .filter(|l| !l.starts_with("debugfs ") && !l.is_empty())
-            .collect();
-        if faults.is_empty() {
-            Ok(())
-        } else {
-            Err(io::Error::other(format!("debugfs: {}", faults.join("; "))))
-        }
+        let faults: Vec<&str> = said.lines().filter(|l| !l.starts_with("debugfs ") && !l.is_empty()).collect();
+        if faults.is_empty() { Ok(()) } else { Err(io::Error::other(format!("debugfs: {}", faults.join("; ")))) }
     }
 
     /// The file system as it is now.
@@ -109,17 +93,12 @@ impl Guest {
 }
 
 fn parents(path: &str) -> Vec<String> {
-    path.match_indices('/')
-        .map(|(at, _)| path[..at].to_string())
-        .collect()
+    path.match_indices('/').map(|(at, _)| path[..at].to_string()).collect()
 }
 
 fn check(tool: &str, done: &std::process::Output) -> io::Result<()> {
     if done.status.success() {
         return Ok(());
     }
-    Err(io::Error::other(format!(
-        "{tool}: {}",
-        String::from_utf8_lossy(&done.stderr).trim()
-    )))
+    Err(io::Error::other(format!("{tool}: {}", String::from_utf8_lossy(&done.stderr).trim())))
 }

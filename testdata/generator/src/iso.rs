@@ -7,26 +7,14 @@ const SECTOR: usize = 2048;
 pub fn image(volume: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
     const ROOT: u32 = 20;
     let mut out = vec![0; (ROOT as usize + 1) * SECTOR];
-    let mut root = [
-        record(b"\0", ROOT, SECTOR as u32, true),
-        record(b"\x01", ROOT, SECTOR as u32, true),
-    ]
-    .concat();
+    let mut root = [record(b"\0", ROOT, SECTOR as u32, true), record(b"\x01", ROOT, SECTOR as u32, true)].concat();
     for (name, bytes) in files {
         let sector = (out.len() / SECTOR) as u32;
-        root.extend(record(
-            format!("{name};1").as_bytes(),
-            sector,
-            bytes.len() as u32,
-            false,
-        ));
+        root.extend(record(format!("{name};1").as_bytes(), sector, bytes.len() as u32, false));
         out.extend(*bytes);
         out.resize(out.len().next_multiple_of(SECTOR), 0);
     }
-    assert!(
-        root.len() <= SECTOR,
-        "the directory takes more than a sector"
-    );
+    assert!(root.len() <= SECTOR, "the directory takes more than a sector");
     out[ROOT as usize * SECTOR..][..root.len()].copy_from_slice(&root);
 
     let sectors = (out.len() / SECTOR) as u32;
@@ -46,11 +34,7 @@ pub fn image(volume: &str, files: &[(&str, &[u8])]) -> Vec<u8> {
     descriptor[156..156 + own.len()].copy_from_slice(&own);
     descriptor[190..813].fill(b' ');
     for at in [813, 830, 847, 864] {
-        descriptor[at..at + 16].copy_from_slice(if at > 840 {
-            b"0000000000000000"
-        } else {
-            b"2025030108000000"
-        });
+        descriptor[at..at + 16].copy_from_slice(if at > 840 { b"0000000000000000" } else { b"2025030108000000" });
     }
     descriptor[881] = 1;
     out[17 * SECTOR..17 * SECTOR + 7].copy_from_slice(b"\xFFCD001\x01");

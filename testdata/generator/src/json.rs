@@ -37,9 +37,7 @@ impl Json {
                 block(f, depth, ['[', ']'], parts)
             }
             Self::Object(members) => {
-                let flat = members
-                    .iter()
-                    .all(|(_, v)| !matches!(v, Self::List(_) | Self::Object(_)));
+                let flat = members.iter().all(|(_, v)| !matches!(v, Self::List(_) | Self::Object(_)));
                 if flat {
                     f.write_char('{')?;
                     for (n, (key, value)) in members.iter().enumerate() {
@@ -50,9 +48,7 @@ impl Json {
                     }
                     return f.write_char('}');
                 }
-                let parts = members
-                    .iter()
-                    .map(|(key, value)| (Some(key.as_str()), value));
+                let parts = members.iter().map(|(key, value)| (Some(key.as_str()), value));
                 block(f, depth, ['{', '}'], parts)
             }
         }
@@ -109,13 +105,7 @@ mod tests {
 
     #[test]
     fn text_is_escaped_and_order_is_kept() {
-        let value = Json::object([
-            ("b", Json::text("a\"\n\u{1}")),
-            ("a", Json::List(vec![Json::Number(1)])),
-        ]);
-        assert_eq!(
-            value.to_string(),
-            "{\n  \"b\": \"a\\\"\\n\\u0001\",\n  \"a\": [\n    1\n  ]\n}\n"
-        );
+        let value = Json::object([("b", Json::text("a\"\n\u{1}")), ("a", Json::List(vec![Json::Number(1)]))]);
+        assert_eq!(value.to_string(), "{\n  \"b\": \"a\\\"\\n\\u0001\",\n  \"a\": [\n    1\n  ]\n}\n");
     }
 }

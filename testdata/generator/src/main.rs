@@ -4,8 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use vdrecover_testdata::{demo, disks, samples};
 
-const USAGE: &str =
-    "usage: make-testdata samples -o DIR [NAME]   scenario datastores whose name contains NAME
+const USAGE: &str = "usage: make-testdata samples -o DIR [NAME]   scenario datastores whose name contains NAME
        make-testdata disks -o DIR            scenario disk images, and the raw disks in them
        make-testdata demo -o DIR             the demo image and what is in it (needs mkfs.ext4 and debugfs)";
 

@@ -39,13 +39,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            version: 3,
-            cluster_bits: 16,
-            compression: Compression::None,
-            zero_clusters: Vec::new(),
-            backing: None,
-        }
+        Self { version: 3, cluster_bits: 16, compression: Compression::None, zero_clusters: Vec::new(), backing: None }
     }
 }
 
@@ -59,17 +53,9 @@ enum Cluster {
 /// The image file of what `device` stores; the rest of it is left unallocated.
 #[must_use]
 pub fn write(device: &Device, options: &Options) -> Vec<u8> {
-    assert!(
-        (9..=21).contains(&options.cluster_bits),
-        "cluster_bits {} is not in 9..=21",
-        options.cluster_bits
-    );
+    assert!((9..=21).contains(&options.cluster_bits), "cluster_bits {} is not in 9..=21", options.cluster_bits);
     let three = options.version == 3;
-    assert!(
-        three || options.version == 2,
-        "there is no QCOW2 version {}",
-        options.version
-    );
+    assert!(three || options.version == 2, "there is no QCOW2 version {}", options.version);
     assert!(
         three || options.compression != Compression::Zstd && options.zero_clusters.is_empty(),
         "zstd and zero clusters need version 3"
@@ -106,23 +92,13 @@ impl Image {
             }
         }
         let l1_entries = device.len().div_ceil(size * (size / 8));
-        Self {
-            size,
-            bits: options.cluster_bits,
-            clusters,
-            l1_entries,
-        }
+        Self { size, bits: options.cluster_bits, clusters, l1_entries }
     }
 
     /// Places everything behind the metadata, which starts the file and takes `reserved` clusters.
     fn place(&self, reserved: u64) -> Placed<'_> {
         let (size, per_l2) = (self.size, self.size / 8);
-        let mut placed = Placed {
-            end: reserved * size,
-            l1: BTreeMap::new(),
-            l2: BTreeMap::new(),
-            data: Vec::new(),
-        };
+        let mut placed = Placed { end: reserved * size, l1: BTreeMap::new(), l2: BTreeMap::new(), data: Vec::new() };
         for (&n, cluster) in &self.clusters {
             let table = n / per_l2;
             if !placed.l1.contains_key(&table) {
@@ -147,11 +123,7 @@ impl Image {
                     COMPRESSED | more << (62 - (self.bits - 8)) | at
                 }
             };
-            placed
-                .l2
-                .entry(table)
-                .or_default()
-                .insert(n % per_l2, entry);
+            placed.l2.entry(table).or_default().insert(n % per_l2, entry);
         }
         placed.end = placed.end.next_multiple_of(size);
         placed
@@ -235,11 +207,7 @@ impl Image {
         } else {
             extension(&mut h, 0, b"");
         }
-        assert!(
-            h.len() as u64 <= self.size,
-            "the header does not fit a cluster of {} bytes",
-            self.size
-        );
+        assert!(h.len() as u64 <= self.size, "the header does not fit a cluster of {} bytes", self.size);
         h
     }
 }
@@ -260,21 +228,12 @@ fn pack(bytes: Vec<u8>, compression: Compression) -> Cluster {
             let mut packed = Vec::with_capacity(bytes.len() + 1024);
             let mut deflate = Compress::new_with_window_bits(Level::best(), false, 12);
             let status = deflate.compress_vec(&bytes, &mut packed, FlushCompress::Finish);
-            assert!(
-                matches!(status, Ok(Status::StreamEnd)),
-                "deflate stopped early: {status:?}"
-            );
+            assert!(matches!(status, Ok(Status::StreamEnd)), "deflate stopped early: {status:?}");
             packed
         }
-        Compression::Zstd => {
-            zstd::bulk::compress(&bytes, 19).expect("a cluster compresses in memory")
-        }
+        Compression::Zstd => zstd::bulk::compress(&bytes, 19).expect("a cluster compresses in memory"),
     };
-    if packed.len() < bytes.len() {
-        Cluster::Packed(packed)
-    } else {
-        Cluster::Plain(bytes)
-    }
+    if packed.len() < bytes.len() { Cluster::Packed(packed) } else { Cluster::Plain(bytes) }
 }
 
 fn extension(header: &mut Vec<u8>, kind: u32, data: &[u8]) {
@@ -323,13 +282,7 @@ mod tests {
     #[test]
     fn compressed_clusters_unpack_to_the_guest_bytes() {
         for compression in [Compression::Deflate, Compression::Zstd] {
-            let image = write(
-                &device(),
-                &Options {
-                    compression,
-                    ..Options::default()
-                },
-            );
+            let image = write(&device(), &Options { compression, ..Options::default() });
             let l1 = be64(&image, 40) as usize;
             let l2 = (be64(&image, l1) & !COPIED) as usize;
             let entry = be64(&image, l2 + 8 * 17);
@@ -338,9 +291,7 @@ mod tests {
             let mut out = vec![0; 65_536];
             match compression {
                 Compression::Deflate => {
-                    flate2::read::DeflateDecoder::new(&image[at..])
-                        .read_exact(&mut out)
-                        .expect("deflate data");
+                    flate2::read::DeflateDecoder::new(&image[at..]).read_exact(&mut out).expect("deflate data");
                 }
                 _ => {
                     zstd::stream::read::Decoder::new(&image[at..])
@@ -354,28 +305,17 @@ mod tests {
 
     #[test]
     fn every_cluster_is_counted() {
-        let image = write(
-            &device(),
-            &Options {
-                cluster_bits: 12,
-                ..Options::default()
-            },
-        );
+        let image = write(&device(), &Options { cluster_bits: 12, ..Options::default() });
         let block = be64(&image, be64(&image, 48) as usize) as usize;
         let clusters = image.len() / 4096;
-        let counts: Vec<u16> = image[block..block + 2 * clusters]
-            .chunks(2)
-            .map(|c| u16::from_be_bytes([c[0], c[1]]))
-            .collect();
+        let counts: Vec<u16> =
+            image[block..block + 2 * clusters].chunks(2).map(|c| u16::from_be_bytes([c[0], c[1]])).collect();
         assert!(counts.iter().all(|&c| c == 1), "{counts:?}");
     }
 
     #[test]
     fn the_same_input_gives_the_same_bytes() {
-        let options = Options {
-            compression: Compression::Deflate,
-            ..Options::default()
-        };
+        let options = Options { compression: Compression::Deflate, ..Options::default() };
         assert_eq!(write(&device(), &options), write(&device(), &options));
     }
 }

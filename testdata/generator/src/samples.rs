@@ -4,8 +4,8 @@ use crate::hex;
 use crate::json::Json;
 use crate::vmdk::Descriptor;
 use crate::vmfs::{
-    Addressing, Allocation, Content, Deleted, Deletion, Expected, FORMAT_TIME, FileType, Layout,
-    Version, Vmfs, VmfsSpec, name_hash, pattern,
+    Addressing, Allocation, Content, Deleted, Deletion, Expected, FORMAT_TIME, FileType, Layout, Version, Vmfs,
+    VmfsSpec, name_hash, pattern,
 };
 use std::fs;
 use std::io;
@@ -38,128 +38,37 @@ impl Sample {
 
 /// All scenarios.
 pub const SAMPLES: &[Sample] = &[
-    Sample {
-        name: "vmfs5-basic",
-        about: "every kind of file",
-        build: || basic(Version::Five),
-    },
-    Sample {
-        name: "vmfs6-basic",
-        about: "every kind of file",
-        build: || basic(Version::Six),
-    },
-    Sample {
-        name: "vmfs5-layouts",
-        about: "each addressing, order and flag",
-        build: || layouts(Version::Five),
-    },
-    Sample {
-        name: "vmfs6-layouts",
-        about: "each addressing, order and flag",
-        build: || layouts(Version::Six),
-    },
-    Sample {
-        name: "vmfs5-512k",
-        about: "512 KiB file blocks, 32 KiB sub-blocks",
-        build: half_mib,
-    },
-    Sample {
-        name: "vmfs5-8m",
-        about: "8 MiB file blocks",
-        build: eight_mib,
-    },
-    Sample {
-        name: "vmfs5-span",
-        about: "three extents",
-        build: || span(Version::Five),
-    },
-    Sample {
-        name: "vmfs6-span",
-        about: "three extents",
-        build: || span(Version::Six),
-    },
-    Sample {
-        name: "vmfs6-large-blocks",
-        about: "512 MiB file blocks",
-        build: large_blocks,
-    },
-    Sample {
-        name: "vmfs5-names",
-        about: "10,000 names in a directory",
-        build: || names(Version::Five),
-    },
+    Sample { name: "vmfs5-basic", about: "every kind of file", build: || basic(Version::Five) },
+    Sample { name: "vmfs6-basic", about: "every kind of file", build: || basic(Version::Six) },
+    Sample { name: "vmfs5-layouts", about: "each addressing, order and flag", build: || layouts(Version::Five) },
+    Sample { name: "vmfs6-layouts", about: "each addressing, order and flag", build: || layouts(Version::Six) },
+    Sample { name: "vmfs5-512k", about: "512 KiB file blocks, 32 KiB sub-blocks", build: half_mib },
+    Sample { name: "vmfs5-8m", about: "8 MiB file blocks", build: eight_mib },
+    Sample { name: "vmfs5-span", about: "three extents", build: || span(Version::Five) },
+    Sample { name: "vmfs6-span", about: "three extents", build: || span(Version::Six) },
+    Sample { name: "vmfs6-large-blocks", about: "512 MiB file blocks", build: large_blocks },
+    Sample { name: "vmfs5-names", about: "10,000 names in a directory", build: || names(Version::Five) },
     Sample {
         name: "vmfs6-names",
         about: "10,000 names in a directory, hash collisions",
         build: || names(Version::Six),
     },
-    Sample {
-        name: "vmfs5-deleted",
-        about: "deleted and orphaned files",
-        build: || deleted(Version::Five),
-    },
-    Sample {
-        name: "vmfs6-deleted",
-        about: "deleted and orphaned files",
-        build: || deleted(Version::Six),
-    },
-    Sample {
-        name: "vmfs5-crashed",
-        about: "as deleted, with a journal",
-        build: || crashed(Version::Five),
-    },
-    Sample {
-        name: "vmfs6-crashed",
-        about: "as deleted, with a journal",
-        build: || crashed(Version::Six),
-    },
-    Sample {
-        name: "vmfs5-reformatted",
-        about: "VMFS5 over VMFS6",
-        build: || reformatted(Version::Five),
-    },
-    Sample {
-        name: "vmfs6-reformatted",
-        about: "VMFS6 over VMFS6",
-        build: || reformatted(Version::Six),
-    },
-    Sample {
-        name: "vmfs6-local",
-        about: "VMFS-L",
-        build: || local(Version::Six),
-    },
-    Sample {
-        name: "vmfs5-local",
-        about: "VMFS-L",
-        build: || local(Version::Five),
-    },
-    Sample {
-        name: "vmfs5-small",
-        about: "one extent of 256 MiB",
-        build: || small(Version::Five),
-    },
-    Sample {
-        name: "vmfs6-small",
-        about: "one extent of 256 MiB",
-        build: || small(Version::Six),
-    },
-    Sample {
-        name: "vmfs5-17tib",
-        about: "behind the first 16 TiB, data shifts",
-        build: || huge(Version::Five),
-    },
-    Sample {
-        name: "vmfs6-17tib",
-        about: "behind the first 16 TiB, data shifts",
-        build: || huge(Version::Six),
-    },
+    Sample { name: "vmfs5-deleted", about: "deleted and orphaned files", build: || deleted(Version::Five) },
+    Sample { name: "vmfs6-deleted", about: "deleted and orphaned files", build: || deleted(Version::Six) },
+    Sample { name: "vmfs5-crashed", about: "as deleted, with a journal", build: || crashed(Version::Five) },
+    Sample { name: "vmfs6-crashed", about: "as deleted, with a journal", build: || crashed(Version::Six) },
+    Sample { name: "vmfs5-reformatted", about: "VMFS5 over VMFS6", build: || reformatted(Version::Five) },
+    Sample { name: "vmfs6-reformatted", about: "VMFS6 over VMFS6", build: || reformatted(Version::Six) },
+    Sample { name: "vmfs6-local", about: "VMFS-L", build: || local(Version::Six) },
+    Sample { name: "vmfs5-local", about: "VMFS-L", build: || local(Version::Five) },
+    Sample { name: "vmfs5-small", about: "one extent of 256 MiB", build: || small(Version::Five) },
+    Sample { name: "vmfs6-small", about: "one extent of 256 MiB", build: || small(Version::Six) },
+    Sample { name: "vmfs5-17tib", about: "behind the first 16 TiB, data shifts", build: || huge(Version::Five) },
+    Sample { name: "vmfs6-17tib", about: "behind the first 16 TiB, data shifts", build: || huge(Version::Six) },
 ];
 
 fn spec(version: Version, label: &str) -> VmfsSpec {
-    VmfsSpec {
-        label: label.into(),
-        ..VmfsSpec::new(version, DISK)
-    }
+    VmfsSpec { label: label.into(), ..VmfsSpec::new(version, DISK) }
 }
 
 fn fill(store: &mut Vmfs) {
@@ -173,28 +82,12 @@ fn fill(store: &mut Vmfs) {
     store.symlink("symlink", "/vmfs/volumes/datastore1/small");
     store.mkdir("directory");
     for n in 1..=100 {
-        store.file(
-            &format!("directory/file{n}"),
-            Content::bytes(format!("File {n}\n")),
-            &auto,
-        );
+        store.file(&format!("directory/file{n}"), Content::bytes(format!("File {n}\n")), &auto);
     }
     store.mkdir("directory/inner");
-    store.file(
-        "directory/inner/deep",
-        Content::patterned(100_000, 4),
-        &auto,
-    );
-    store.file(
-        "normal-flat.vmdk",
-        Content::sparse(69 * GIB).with(42 * GIB, vec![0x42; 512]),
-        &auto,
-    );
-    store.file(
-        "large-flat.vmdk",
-        Content::sparse(42 * TIB).with(117 * GIB, vec![0x42; 512]),
-        &auto,
-    );
+    store.file("directory/inner/deep", Content::patterned(100_000, 4), &auto);
+    store.file("normal-flat.vmdk", Content::sparse(69 * GIB).with(42 * GIB, vec![0x42; 512]), &auto);
+    store.file("large-flat.vmdk", Content::sparse(42 * TIB).with(117 * GIB, vec![0x42; 512]), &auto);
     store.rdm("rdm-rdm.vmdk", 6969 * GIB);
     store.file("Grüße ünd 漢字.txt", Content::bytes("näme\n"), &auto);
 }
@@ -211,28 +104,16 @@ fn layouts(version: Version) -> Vmfs {
     let auto = Layout::default();
     for (name, addressing, len) in [
         ("resident", Addressing::Resident, 1000),
-        (
-            "sub-blocks",
-            Addressing::SubBlock,
-            if six { 300_000 } else { 200_000 },
-        ),
+        ("sub-blocks", Addressing::SubBlock, if six { 300_000 } else { 200_000 }),
         ("direct", Addressing::Direct, 5_000_001),
         ("single", Addressing::Single, 5_000_001),
         ("pb2", Addressing::SinglePb2, 5_000_001),
         ("double", Addressing::Double, 5_000_001),
     ] {
-        store.file(
-            name,
-            Content::patterned(len, 10),
-            &auto.clone().addressing(addressing),
-        );
+        store.file(name, Content::patterned(len, 10), &auto.clone().addressing(addressing));
         if addressing != Addressing::Resident {
             let shuffled = auto.clone().addressing(addressing).shuffled(7);
-            store.file(
-                &format!("{name}-shuffled"),
-                Content::patterned(len, 11),
-                &shuffled,
-            );
+            store.file(&format!("{name}-shuffled"), Content::patterned(len, 11), &shuffled);
         }
     }
     let mib = 1 << 20;
@@ -240,24 +121,14 @@ fn layouts(version: Version) -> Vmfs {
         .with(3 * mib, pattern(100, 20))
         .with(17 * mib + 5000, pattern(mib as usize, 21))
         .with(39 * mib, pattern(10, 22));
-    for (name, allocation) in [
-        ("thin", Allocation::Thin),
-        ("lazy", Allocation::LazyThick),
-        ("eager", Allocation::EagerThick),
-    ] {
+    for (name, allocation) in
+        [("thin", Allocation::Thin), ("lazy", Allocation::LazyThick), ("eager", Allocation::EagerThick)]
+    {
         store.file(name, holes.clone(), &auto.clone().allocation(allocation));
-        let indirect = auto
-            .clone()
-            .allocation(allocation)
-            .addressing(Addressing::Single)
-            .shuffled(9);
+        let indirect = auto.clone().allocation(allocation).addressing(Addressing::Single).shuffled(9);
         store.file(&format!("{name}-single-shuffled"), holes.clone(), &indirect);
     }
-    store.file(
-        "zeroed-middle",
-        holes,
-        &auto.clone().to_be_zeroed(8 * mib..12 * mib),
-    );
+    store.file("zeroed-middle", holes, &auto.clone().to_be_zeroed(8 * mib..12 * mib));
     store.file("all-hole", Content::sparse(300 * mib), &auto);
     // Pieces on both sides of the edges of pointer blocks, each behind empty ones.
     let leaf = if six { 8 * GIB } else { GIB };
@@ -272,21 +143,9 @@ fn layouts(version: Version) -> Vmfs {
 
 fn half_mib() -> Vmfs {
     let spec = spec(Version::Five, "half-mib");
-    let mut store = Vmfs::new(VmfsSpec {
-        file_block_size: 512 << 10,
-        dense_sub_blocks: false,
-        ..spec
-    });
-    store.file(
-        "kilobytes",
-        Content::patterned(30_000, 40),
-        &Layout::default(),
-    );
-    store.file(
-        "megabytes",
-        Content::patterned(9_000_000, 41),
-        &Layout::default().shuffled(3),
-    );
+    let mut store = Vmfs::new(VmfsSpec { file_block_size: 512 << 10, dense_sub_blocks: false, ..spec });
+    store.file("kilobytes", Content::patterned(30_000, 40), &Layout::default());
+    store.file("megabytes", Content::patterned(9_000_000, 41), &Layout::default().shuffled(3));
     let thin = Content::sparse(60 * GIB).with(33 * GIB + 777, pattern(9999, 42));
     store.file("thin-flat.vmdk", thin, &Layout::default());
     store
@@ -300,16 +159,8 @@ fn eight_mib() -> Vmfs {
         pointer_blocks: Some(4096),
         ..spec
     });
-    store.file(
-        "kilobytes",
-        Content::patterned(8000, 50),
-        &Layout::default(),
-    );
-    store.file(
-        "megabytes",
-        Content::patterned(30_000_000, 51),
-        &Layout::default(),
-    );
+    store.file("kilobytes", Content::patterned(8000, 50), &Layout::default());
+    store.file("megabytes", Content::patterned(30_000_000, 51), &Layout::default());
     let thin = Content::sparse(500 * GIB).with(333 * GIB + 777, pattern(9999, 52));
     store.file("thin-flat.vmdk", thin, &Layout::default());
     store
@@ -319,16 +170,8 @@ fn span(version: Version) -> Vmfs {
     let spec = spec(version, "span");
     let extents = vec![DISK, GIB + (32 << 20), 512 << 20];
     let mut store = Vmfs::new(VmfsSpec { extents, ..spec });
-    store.file(
-        "first",
-        Content::patterned(3_000_000, 60),
-        &Layout::default(),
-    );
-    store.file(
-        "everywhere",
-        Content::patterned(60_000_000, 61),
-        &Layout::default().shuffled(5),
-    );
+    store.file("first", Content::patterned(3_000_000, 60), &Layout::default());
+    store.file("everywhere", Content::patterned(60_000_000, 61), &Layout::default().shuffled(5));
     let thin = Content::sparse(30 * GIB).with(20 * GIB, pattern(9999, 62));
     store.file("thin-flat.vmdk", thin, &Layout::default().shuffled(6));
     store
@@ -336,26 +179,15 @@ fn span(version: Version) -> Vmfs {
 
 fn large_blocks() -> Vmfs {
     let spec = spec(Version::Six, "large-blocks");
-    let mut store = Vmfs::new(VmfsSpec {
-        extents: vec![6 * GIB],
-        ..spec
-    });
+    let mut store = Vmfs::new(VmfsSpec { extents: vec![6 * GIB], ..spec });
     let thick = Content::sparse(1500 << 20)
         .with(4096, pattern(70_000, 70))
         .with((512 << 20) - 300, pattern(600, 71))
         .with((1200 << 20) + 1, pattern(70_000, 72));
-    let eager = Layout::default()
-        .allocation(Allocation::EagerThick)
-        .large_blocks();
+    let eager = Layout::default().allocation(Allocation::EagerThick).large_blocks();
     store.file("thick-flat.vmdk", thick.clone(), &eager);
     let lazy = Content::sparse(1100 << 20).with(5000, pattern(5000, 73));
-    store.file(
-        "lazy-flat.vmdk",
-        lazy,
-        &Layout::default()
-            .allocation(Allocation::LazyThick)
-            .large_blocks(),
-    );
+    store.file("lazy-flat.vmdk", lazy, &Layout::default().allocation(Allocation::LazyThick).large_blocks());
     store
 }
 
@@ -363,42 +195,22 @@ fn names(version: Version) -> Vmfs {
     let mut store = Vmfs::new(spec(version, "names"));
     store.mkdir("many");
     for n in 0..10_000 {
-        store.file(
-            &format!("many/name-{n:05}"),
-            Content::bytes(format!("{n}\n")),
-            &Layout::default(),
-        );
+        store.file(&format!("many/name-{n:05}"), Content::bytes(format!("{n}\n")), &Layout::default());
     }
     store.mkdir("collisions");
     for name in colliding_names(30) {
-        store.file(
-            &format!("collisions/{name}"),
-            Content::bytes(name.clone()),
-            &Layout::default(),
-        );
+        store.file(&format!("collisions/{name}"), Content::bytes(name.clone()), &Layout::default());
     }
     store.mkdir("limits");
-    store.file(
-        &format!("limits/{}", "x".repeat(127)),
-        Content::bytes(*b"long\n"),
-        &Layout::default(),
-    );
-    store.file(
-        "limits/new\nline",
-        Content::bytes(*b"line\n"),
-        &Layout::default(),
-    );
+    store.file(&format!("limits/{}", "x".repeat(127)), Content::bytes(*b"long\n"), &Layout::default());
+    store.file("limits/new\nline", Content::bytes(*b"line\n"), &Layout::default());
     store
 }
 
 /// `count` names that share a slot of the hash table, all but the first few found by trying.
 fn colliding_names(count: usize) -> Vec<String> {
     let slot = name_hash(b"c0") % 16001;
-    (0..)
-        .map(|n| format!("c{n}"))
-        .filter(|name| name_hash(name.as_bytes()) % 16001 == slot)
-        .take(count)
-        .collect()
+    (0..).map(|n| format!("c{n}")).filter(|name| name_hash(name.as_bytes()) % 16001 == slot).take(count).collect()
 }
 
 fn deleted(version: Version) -> Vmfs {
@@ -406,33 +218,20 @@ fn deleted(version: Version) -> Vmfs {
 }
 
 fn crashed(version: Version) -> Vmfs {
-    delete_things(Vmfs::new(VmfsSpec {
-        crashed: true,
-        ..spec(version, "crashed")
-    }))
+    delete_things(Vmfs::new(VmfsSpec { crashed: true, ..spec(version, "crashed") }))
 }
 
 fn delete_things(mut store: Vmfs) -> Vmfs {
     let auto = Layout::default();
     store.mkdir("vm");
-    store.file(
-        "vm/vm.vmx",
-        Content::bytes(*b"displayName = \"gone\"\n"),
-        &auto,
-    );
-    let disk = Content::sparse(64 * GIB)
-        .with(0, pattern(512, 80))
-        .with(40 * GIB, pattern(3_000_000, 81));
+    store.file("vm/vm.vmx", Content::bytes(*b"displayName = \"gone\"\n"), &auto);
+    let disk = Content::sparse(64 * GIB).with(0, pattern(512, 80)).with(40 * GIB, pattern(3_000_000, 81));
     store.file("vm/vm-flat.vmdk", disk, &auto);
     store.file("vm/stays", Content::patterned(3000, 82), &auto);
     store.delete_as_esxi("vm/vm.vmx");
     store.delete_as_esxi("vm/vm-flat.vmdk");
     store.mkdir("gone");
-    store.file(
-        "gone/kept-pointers",
-        Content::patterned(4_000_000, 83),
-        &auto,
-    );
+    store.file("gone/kept-pointers", Content::patterned(4_000_000, 83), &auto);
     store.delete_keeping_pointers("gone/kept-pointers");
     store.delete_as_esxi("gone");
     store.file("orphan", Content::patterned(2_500_000, 84), &auto);
@@ -443,27 +242,18 @@ fn delete_things(mut store: Vmfs) -> Vmfs {
 
 fn reformatted(version: Version) -> Vmfs {
     let auto = Layout::default();
-    let mut older = Vmfs::new(VmfsSpec {
-        seed: 7,
-        ..spec(Version::Six, "older")
-    });
+    let mut older = Vmfs::new(VmfsSpec { seed: 7, ..spec(Version::Six, "older") });
     // Files are older than the format over them.
     older.set_time(FORMAT_TIME - 30 * 86_400);
     // The new datastore's file takes this one's descriptor.
     older.file("first", Content::bytes(*b"written over\n"), &auto);
     older.mkdir("test");
     let len = 100 * GIB;
-    let disk = Content::sparse(len)
-        .with(0, pattern(4096, 95))
-        .with(77 * GIB, pattern(2_000_000, 96));
+    let disk = Content::sparse(len).with(0, pattern(4096, 95)).with(77 * GIB, pattern(2_000_000, 96));
     older.file("test/test-flat.vmdk", disk, &auto);
     let text = Descriptor::flat(len, "test-flat.vmdk", true, 9).text();
     older.file("test/test.vmdk", Content::bytes(text), &auto);
-    let doomed = older
-        .doomed()
-        .into_iter()
-        .filter(|d| d.path != "first")
-        .collect();
+    let doomed = older.doomed().into_iter().filter(|d| d.path != "first").collect();
     let mut store = Vmfs::format_over(spec(version, "newer"), older.finish());
     store.file("new.txt", Content::bytes(*b"new\n"), &auto);
     store.remember(doomed);
@@ -471,20 +261,14 @@ fn reformatted(version: Version) -> Vmfs {
 }
 
 fn local(version: Version) -> Vmfs {
-    let mut store = Vmfs::new(VmfsSpec {
-        local: true,
-        ..spec(version, "local")
-    });
+    let mut store = Vmfs::new(VmfsSpec { local: true, ..spec(version, "local") });
     fill(&mut store);
     store
 }
 
 fn small(version: Version) -> Vmfs {
     let spec = spec(version, "small");
-    let mut store = Vmfs::new(VmfsSpec {
-        extents: vec![288 << 20],
-        ..spec
-    });
+    let mut store = Vmfs::new(VmfsSpec { extents: vec![288 << 20], ..spec });
     fill(&mut store);
     store
 }
@@ -492,16 +276,8 @@ fn small(version: Version) -> Vmfs {
 fn huge(version: Version) -> Vmfs {
     let spec = spec(version, "huge");
     let extents = vec![17 * TIB + 17 * GIB];
-    let mut store = Vmfs::new(VmfsSpec {
-        extents,
-        all_cluster_headers: false,
-        ..spec
-    });
-    store.file(
-        "near",
-        Content::patterned(3_000_000, 90),
-        &Layout::default(),
-    );
+    let mut store = Vmfs::new(VmfsSpec { extents, all_cluster_headers: false, ..spec });
+    store.file("near", Content::patterned(3_000_000, 90), &Layout::default());
     // Begins 3 MiB before the end of the first 16 TiB; the next lies wholly behind.
     let over = Layout::default().from(16 * TIB - (3 << 20));
     store.file("over", Content::patterned(5 << 20, 91), &over);
@@ -512,18 +288,10 @@ fn huge(version: Version) -> Vmfs {
 
 /// What a right reader finds, as JSON. `images` names the device files in order.
 #[must_use]
-pub fn expectation(
-    about: &str,
-    images: &[String],
-    entries: &[Expected],
-    deleted: &[Deleted],
-) -> Json {
+pub fn expectation(about: &str, images: &[String], entries: &[Expected], deleted: &[Deleted]) -> Json {
     Json::object([
         ("about", Json::text(about)),
-        (
-            "images",
-            Json::List(images.iter().map(Json::text).collect()),
-        ),
+        ("images", Json::List(images.iter().map(Json::text).collect())),
         ("entries", Json::List(entries.iter().map(entry).collect())),
         ("deleted", Json::List(deleted.iter().map(gone).collect())),
     ])
@@ -592,11 +360,7 @@ pub fn gone(d: &Deleted) -> Json {
             members.push(("sha256", Json::text(content.sha256())));
         }
     }
-    let pointer_blocks = at
-        .pointer_blocks
-        .iter()
-        .map(|p| Json::Number(p.lv))
-        .collect();
+    let pointer_blocks = at.pointer_blocks.iter().map(|p| Json::Number(p.lv)).collect();
     members.push(("pointer_blocks", Json::List(pointer_blocks)));
     members.push(("blocks", Json::List(blocks.collect())));
     Json::object(members)
@@ -627,11 +391,8 @@ pub fn write(dir: &Path, only: &str) -> io::Result<()> {
         let devices = store.finish();
         let mut images = Vec::new();
         for (n, device) in devices.iter().enumerate() {
-            let image = if devices.len() == 1 {
-                format!("{}.img", sample.name)
-            } else {
-                format!("{}-{n}.img", sample.name)
-            };
+            let image =
+                if devices.len() == 1 { format!("{}.img", sample.name) } else { format!("{}-{n}.img", sample.name) };
             match device.save(&dir.join(&image)) {
                 // ext4 ends at 16 TiB; tmpfs and XFS do not.
                 Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {

@@ -42,10 +42,7 @@ impl Descriptor {
         };
         let mut ddb = vec![
             ("adapterType".into(), "lsilogic".into()),
-            (
-                "geometry.cylinders".into(),
-                (sectors / (heads * per_track)).to_string(),
-            ),
+            ("geometry.cylinders".into(), (sectors / (heads * per_track)).to_string()),
             ("geometry.heads".into(), heads.to_string()),
             ("geometry.sectors".into(), per_track.to_string()),
             ("longContentID".into(), long_content_id(id)),
@@ -68,11 +65,7 @@ impl Descriptor {
     /// A snapshot's delta over `parent` of `len` bytes; `kind` is `SESPARSE` or `VMFSSPARSE`.
     #[must_use]
     pub fn delta(len: u64, kind: &str, file: &str, parent: &str, id: u64) -> Self {
-        let create_type = if kind == "SESPARSE" {
-            "seSparse"
-        } else {
-            "vmfsSparse"
-        };
+        let create_type = if kind == "SESPARSE" { "seSparse" } else { "vmfsSparse" };
         Self {
             cid: ESXI_CID,
             parent_cid: ESXI_CID,
@@ -87,11 +80,7 @@ impl Descriptor {
     #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::from("# Disk DescriptorFile\nversion=1\nencoding=\"UTF-8\"\n");
-        let _ = writeln!(
-            out,
-            "CID={:08x}\nparentCID={:08x}",
-            self.cid, self.parent_cid
-        );
+        let _ = writeln!(out, "CID={:08x}\nparentCID={:08x}", self.cid, self.parent_cid);
         let _ = writeln!(out, "createType=\"{}\"", self.create_type);
         if let Some(parent) = &self.parent {
             let _ = writeln!(out, "parentFileNameHint=\"{parent}\"");
@@ -149,10 +138,8 @@ pub enum Grain {
 #[must_use]
 pub fn difference(base: &Device, new: &Device, grain: u64) -> BTreeMap<u64, Grain> {
     assert_eq!(base.len(), new.len(), "a snapshot has its parent's length");
-    let touched = base
-        .blocks()
-        .chain(new.blocks())
-        .flat_map(|(at, bytes)| at / grain..=(at + bytes.len() as u64 - 1) / grain);
+    let touched =
+        base.blocks().chain(new.blocks()).flat_map(|(at, bytes)| at / grain..=(at + bytes.len() as u64 - 1) / grain);
     let mut grains = BTreeMap::new();
     for n in touched {
         let len = grain.min(new.len() - n * grain) as usize;
@@ -254,18 +241,11 @@ pub fn sesparse(len: u64, grains: &BTreeMap<u64, Grain>, order: Order) -> Vec<u8
     for (n, field) in header.into_iter().enumerate() {
         put64(&mut out, 8 * n as u64, field);
     }
-    for (n, field) in [0xCAFE_CAFE, table_of.len() as u64, 1, 0]
-        .into_iter()
-        .enumerate()
-    {
+    for (n, field) in [0xCAFE_CAFE, table_of.len() as u64, 1, 0].into_iter().enumerate() {
         put64(&mut out, SECTOR + 8 * n as u64, field);
     }
     for (&n, &table) in &table_of {
-        put64(
-            &mut out,
-            directory * SECTOR + 8 * n,
-            0x1000_0000 << 32 | table,
-        );
+        put64(&mut out, directory * SECTOR + 8 * n, 0x1000_0000 << 32 | table);
     }
     for (&n, grain) in grains {
         let table = table_of[&(n / SESPARSE_TABLE_GRAINS)];
@@ -332,15 +312,8 @@ pub fn hosted_sparse(device: &Device, file: &str, cid: u32) -> Vec<u8> {
     out[..4].copy_from_slice(b"KDMV");
     put32(&mut out, 4, 1);
     put32(&mut out, 8, 3);
-    for (at, field) in [
-        (12, capacity),
-        (20, GRAIN),
-        (28, 1),
-        (36, 20),
-        (48, redundant),
-        (56, primary),
-        (64, overhead),
-    ] {
+    for (at, field) in [(12, capacity), (20, GRAIN), (28, 1), (36, 20), (48, redundant), (56, primary), (64, overhead)]
+    {
         put64(&mut out, at, field);
     }
     put32(&mut out, 44, TABLE as u32);
@@ -357,11 +330,7 @@ pub fn hosted_sparse(device: &Device, file: &str, cid: u32) -> Vec<u8> {
     out[512..512 + text.len()].copy_from_slice(text.as_bytes());
     for start in [redundant, primary] {
         for table in 0..tables {
-            put32(
-                &mut out,
-                start * SECTOR + 4 * table,
-                (start + directory_sectors + 4 * table) as u32,
-            );
+            put32(&mut out, start * SECTOR + 4 * table, (start + directory_sectors + 4 * table) as u32);
         }
     }
     let mut done = None;
@@ -376,11 +345,7 @@ pub fn hosted_sparse(device: &Device, file: &str, cid: u32) -> Vec<u8> {
         out.extend(device.read(grain * GRAIN * SECTOR, len));
         out.resize(out.len().next_multiple_of((GRAIN * SECTOR) as usize), 0);
         for start in [redundant, primary] {
-            put32(
-                &mut out,
-                (start + directory_sectors) * SECTOR + 4 * grain,
-                sector as u32,
-            );
+            put32(&mut out, (start + directory_sectors) * SECTOR + 4 * grain, sector as u32);
         }
     }
     out
@@ -408,26 +373,16 @@ mod tests {
         let grains = difference(&base, &new, 4096);
         assert_eq!(grains.keys().copied().collect::<Vec<_>>(), [2, 3, 4]);
         assert_eq!(grains[&4], Grain::Zero);
-        assert_eq!(
-            apply(&base, &grains, 4096).blocks().collect::<Vec<_>>(),
-            new.blocks().collect::<Vec<_>>()
-        );
+        assert_eq!(apply(&base, &grains, 4096).blocks().collect::<Vec<_>>(), new.blocks().collect::<Vec<_>>());
     }
 
     #[test]
     fn sesparse_entries_name_their_grains() {
-        let grains = BTreeMap::from([
-            (1, Grain::Zero),
-            (5000, Grain::Data(vec![7; 4096])),
-            (9000, Grain::Data(vec![8; 4096])),
-        ]);
+        let grains =
+            BTreeMap::from([(1, Grain::Zero), (5000, Grain::Data(vec![7; 4096])), (9000, Grain::Data(vec![8; 4096]))]);
         let file = sesparse(64 << 20, &grains, Order::Descending);
         let at = |n: usize| u64::from_le_bytes(file[n..n + 8].try_into().expect("eight bytes"));
-        let (directory, tables, data) = (
-            at(128) as usize * 512,
-            at(144) as usize * 512,
-            at(192) as usize * 512,
-        );
+        let (directory, tables, data) = (at(128) as usize * 512, at(144) as usize * 512, at(192) as usize * 512);
         // Written last to first, grain 9000 has table 0 and place 0.
         assert_eq!(at(directory), 0x1000_0000_0000_0002);
         assert_eq!(at(directory + 16), 0x1000_0000_0000_0000);
@@ -446,9 +401,6 @@ mod tests {
                     # The Disk Data Base \n#DDB\n\nddb.adapterType = \"lsilogic\"\n\
                     ddb.geometry.cylinders = \"9007\"\n";
         assert!(text.starts_with(head), "{text}");
-        assert!(
-            text.contains("fffffffe\"\nddb.thinProvisioned = \"1\"\n"),
-            "{text}"
-        );
+        assert!(text.contains("fffffffe\"\nddb.thinProvisioned = \"1\"\n"), "{text}");
     }
 }

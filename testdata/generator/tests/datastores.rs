@@ -1,9 +1,6 @@
 //! What datastores promise: the same bytes each time, and structures that lie where `locate` says.
 
-#![allow(
-    clippy::expect_used,
-    reason = "a test stops where its expectation fails"
-)]
+#![allow(clippy::expect_used, reason = "a test stops where its expectation fails")]
 
 use vdrecover_testdata::Device;
 use vdrecover_testdata::vmfs::{
@@ -30,26 +27,15 @@ fn filled(version: Version) -> Vmfs {
     store.mkdir("vm");
     let thin = Content::sparse(40 << 30).with(33 << 30, pattern(3_000_000, 1));
     store.file("vm/vm-flat.vmdk", thin, &Layout::default());
-    store.file(
-        "vm/scattered",
-        Content::patterned(9_000_000, 2),
-        &Layout::default().shuffled(3),
-    );
-    store.file(
-        "vm/vm.vmx",
-        Content::bytes(*b"displayName = \"vm\"\n"),
-        &Layout::default(),
-    );
+    store.file("vm/scattered", Content::patterned(9_000_000, 2), &Layout::default().shuffled(3));
+    store.file("vm/vm.vmx", Content::bytes(*b"displayName = \"vm\"\n"), &Layout::default());
     store
 }
 
 #[test]
 fn two_runs_give_the_same_bytes() {
     for version in BOTH {
-        assert!(
-            filled(version).finish() == filled(version).finish(),
-            "{version:?}"
-        );
+        assert!(filled(version).finish() == filled(version).finish(), "{version:?}");
     }
 }
 
@@ -60,10 +46,7 @@ fn every_record_names_its_own_position() {
         let mut records = 0;
         for (at, bytes) in device.blocks() {
             for (n, sector) in bytes.chunks(512).enumerate() {
-                let known = matches!(
-                    u32_at(sector, 0),
-                    0x10C0_0001..=0x10C0_0009 | 0xABCD_EF01 | 0xABCD_EF02
-                );
+                let known = matches!(u32_at(sector, 0), 0x10C0_0001..=0x10C0_0009 | 0xABCD_EF01 | 0xABCD_EF02);
                 if known {
                     assert_eq!(u64_at(sector, 4), at + 512 * n as u64 - 0x110_0000);
                     records += 1;
@@ -82,11 +65,7 @@ fn located_structures_are_there() {
         let at = store.locate("vm/vm-flat.vmdk");
         let vmx = store.locate("vm/vm.vmx");
         let device = store.finish().remove(0);
-        let fd = lv(
-            &device,
-            at.fd_lv,
-            usize::try_from(at.fd_len).expect("small"),
-        );
+        let fd = lv(&device, at.fd_lv, usize::try_from(at.fd_len).expect("small"));
         let meta = if six { 4096 } else { 512 };
         assert_eq!(u32_at(&fd, meta), at.fd);
         assert_eq!(u64_at(&fd, meta + 0x14), 40 << 30);
@@ -99,19 +78,11 @@ fn located_structures_are_there() {
         let first = at.blocks[0];
         assert_eq!((first.offset, first.kind), (33 << 30, BlockKind::FileBlock));
         assert_eq!(lv(&device, first.lv, 512), pattern(512, 1));
-        let leaf = at
-            .pointer_blocks
-            .iter()
-            .find(|p| p.level == 0)
-            .expect("has a leaf");
+        let leaf = at.pointer_blocks.iter().find(|p| p.level == 0).expect("has a leaf");
         let width = if six { 8 } else { 4 };
         let slot = (first.offset - leaf.offset) / (1 << 20) * width;
         let pointer = lv(&device, leaf.lv + slot, 8);
-        let pointer = if six {
-            u64_at(&pointer, 0)
-        } else {
-            u32_at(&pointer, 0).into()
-        };
+        let pointer = if six { u64_at(&pointer, 0) } else { u32_at(&pointer, 0).into() };
         assert_eq!(pointer, first.address);
         let text = lv(&device, vmx.resident_lv.expect("is resident"), 11);
         assert_eq!(text, b"displayName");
@@ -126,11 +97,7 @@ fn esxi_deletion_keeps_who_it_was_and_wipes_where_it_lay() {
         let at = store.delete_as_esxi("vm/vm-flat.vmdk");
         assert_eq!(store.deleted()[0].how, Deletion::Esxi);
         let device = store.finish().remove(0);
-        let fd = lv(
-            &device,
-            at.fd_lv,
-            usize::try_from(at.fd_len).expect("small"),
-        );
+        let fd = lv(&device, at.fd_lv, usize::try_from(at.fd_len).expect("small"));
         let meta = if six { 4096 } else { 512 };
         assert_eq!(u32_at(&fd, meta), at.fd);
         assert_eq!(u32_at(&fd, meta + 0x44), 3, "the address type stays");
@@ -139,11 +106,7 @@ fn esxi_deletion_keeps_who_it_was_and_wipes_where_it_lay() {
         }
         let pointers = usize::try_from(at.pointers_lv - at.fd_lv).expect("small");
         assert!(fd[pointers..].iter().all(|&b| b == 0));
-        assert_eq!(
-            lv(&device, at.blocks[0].lv, 512),
-            pattern(512, 1),
-            "data stays"
-        );
+        assert_eq!(lv(&device, at.blocks[0].lv, 512), pattern(512, 1), "data stays");
         let leaf = at.pointer_blocks[0];
         let bytes = lv(&device, leaf.lv, usize::try_from(leaf.len).expect("small"));
         assert!(bytes.iter().any(|&b| b != 0), "pointer blocks stay");
@@ -161,17 +124,11 @@ fn used_blocks_are_counted_once() {
     let mut want = 0;
     for path in ["", "vm", "vm/vm-flat.vmdk", "vm/scattered"] {
         let at = store.locate(path);
-        want += at
-            .blocks
-            .iter()
-            .filter(|b| b.kind == BlockKind::FileBlock)
-            .count();
+        want += at.blocks.iter().filter(|b| b.kind == BlockKind::FileBlock).count();
     }
     let landmarks = store.landmarks();
     let device = store.finish().remove(0);
-    for name in [
-        ".fbb.sf", ".fdc.sf", ".pbc.sf", ".sbc.sf", ".vh.sf", ".pb2.sf", ".sdd.sf",
-    ] {
+    for name in [".fbb.sf", ".fdc.sf", ".pbc.sf", ".sbc.sf", ".vh.sf", ".pb2.sf", ".sdd.sf"] {
         want += u32_at(&lv(&device, landmarks[name] + 0x224, 4), 0) as usize;
     }
     let fbb = landmarks[".fbb.sf data"];
@@ -191,11 +148,7 @@ fn a_lazy_thick_file_holds_stale_bytes_behind_its_flags() {
     for version in BOTH {
         let mut store = Vmfs::new(VmfsSpec::new(version, DISK));
         let content = Content::sparse(8 << 20).with(5 << 20, *b"here");
-        store.file(
-            "lazy",
-            content,
-            &Layout::default().allocation(Allocation::LazyThick),
-        );
+        store.file("lazy", content, &Layout::default().allocation(Allocation::LazyThick));
         let at = store.locate("lazy");
         assert_eq!(at.blocks.len(), 8);
         assert_eq!(at.blocks.iter().filter(|b| b.to_be_zeroed).count(), 7);
@@ -208,9 +161,5 @@ fn a_lazy_thick_file_holds_stale_bytes_behind_its_flags() {
 #[should_panic(expected = "not resident data")]
 fn refuses_resident_data_that_does_not_fit() {
     let mut store = Vmfs::new(VmfsSpec::new(Version::Five, DISK));
-    store.file(
-        "f",
-        Content::patterned(5000, 1),
-        &Layout::default().addressing(Addressing::Resident),
-    );
+    store.file("f", Content::patterned(5000, 1), &Layout::default().addressing(Addressing::Resident));
 }

@@ -36,10 +36,7 @@ impl Addresses {
             let tbz = if tbz { 0xFF << 7 } else { 0 };
             1 | tbz | (block / SFB_PER_LFB) << 15 | (block % SFB_PER_LFB) << 51
         } else {
-            assert!(
-                block < 1 << 26,
-                "file block {block} does not fit a VMFS5 address"
-            );
+            assert!(block < 1 << 26, "file block {block} does not fit a VMFS5 address");
             1 | u64::from(tbz) << 5 | block << 6
         }
     }
@@ -56,10 +53,7 @@ impl Addresses {
         if self.six {
             return low | resource << 56;
         }
-        assert!(
-            cluster < 1 << 22,
-            "cluster {cluster} does not fit a VMFS5 address"
-        );
+        assert!(cluster < 1 << 22, "cluster {cluster} does not fit a VMFS5 address");
         if kind == BlockKind::SubBlock && self.dense {
             low | (resource & 15) << 28 | (resource >> 4) << 3
         } else {
@@ -84,23 +78,14 @@ mod tests {
 
     #[test]
     fn addresses_seen_on_real_volumes() {
-        let five = Addresses {
-            six: false,
-            dense: true,
-        };
-        let six = Addresses {
-            six: true,
-            dense: true,
-        };
+        let five = Addresses { six: false, dense: true };
+        let six = Addresses { six: true, dense: true };
         // Observed: `.jbc.sf`, a directory's second sub-block, a pointer block.
         assert_eq!(five.file_block(0x5, false), 0x141);
         assert_eq!(five.in_cluster(BlockKind::SubBlock, 18, 1), 0x1000_0482);
         assert_eq!(five.in_cluster(BlockKind::PointerBlock, 0xD12, 0), 0x3_4483);
         assert_eq!(six.file_block(512 + 0xDE, false), 0x06F0_0000_0000_8001);
-        assert_eq!(
-            six.in_cluster(BlockKind::SubBlock, 0x23, 1),
-            0x0100_0000_0000_08C2
-        );
+        assert_eq!(six.in_cluster(BlockKind::SubBlock, 0x23, 1), 0x0100_0000_0000_08C2);
         assert_eq!(descriptor(44, 1), 0x0040_0B04);
     }
 }

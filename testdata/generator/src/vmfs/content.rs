@@ -15,20 +15,14 @@ impl Content {
     /// `len` bytes, all of them holes until `with` says otherwise.
     #[must_use]
     pub fn sparse(len: u64) -> Self {
-        Self {
-            len,
-            pieces: Vec::new(),
-        }
+        Self { len, pieces: Vec::new() }
     }
 
     /// Exactly these bytes.
     #[must_use]
     pub fn bytes(bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = bytes.into();
-        Self {
-            len: bytes.len() as u64,
-            pieces: vec![(0, bytes)],
-        }
+        Self { len: bytes.len() as u64, pieces: vec![(0, bytes)] }
     }
 
     /// Adds bytes at `offset`. Pieces must be added in order and may not overlap.
@@ -36,14 +30,8 @@ impl Content {
     pub fn with(mut self, offset: u64, bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = bytes.into();
         let free = self.pieces.last().map_or(0, |(at, b)| at + b.len() as u64);
-        assert!(
-            offset >= free,
-            "the piece at {offset:#x} overlaps what ends at {free:#x}"
-        );
-        assert!(
-            offset + bytes.len() as u64 <= self.len,
-            "the piece at {offset:#x} passes the end"
-        );
+        assert!(offset >= free, "the piece at {offset:#x} overlaps what ends at {free:#x}");
+        assert!(offset + bytes.len() as u64 <= self.len, "the piece at {offset:#x} passes the end");
         self.pieces.push((offset, bytes));
         self
     }
@@ -143,9 +131,7 @@ pub fn pattern(len: usize, seed: u64) -> Vec<u8> {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ sector;
         out.extend(format!("sector {sector:010} seed {seed:06}\n").as_bytes());
         while out.len() % 512 != 0 {
-            state = state
-                .wrapping_mul(0x5851_F42D_4C95_7F2D)
-                .wrapping_add(0x1405_7B7E_F767_814F);
+            state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(0x1405_7B7E_F767_814F);
             let left = 512 - out.len() % 512;
             out.extend(&(state ^ (state >> 31)).to_le_bytes()[..left.min(8)]);
         }

@@ -34,19 +34,12 @@ impl Vmfs {
             return (Vec::new(), Vec::new());
         }
         let in_sub_blocks = addressing == Addressing::SubBlock;
-        fd.block_size = if in_sub_blocks {
-            self.sub_block_size
-        } else {
-            self.spec.file_block_size
-        };
+        fd.block_size = if in_sub_blocks { self.sub_block_size } else { self.spec.file_block_size };
         if self.six() && !in_sub_blocks {
             fd.flags = 9;
         }
         let (wanted, zeroed) = wanted_blocks(content, layout, fd.block_size);
-        assert!(
-            !in_sub_blocks || zeroed.is_empty(),
-            "a sub-block has no to-be-zeroed flag"
-        );
+        assert!(!in_sub_blocks || zeroed.is_empty(), "a sub-block has no to-be-zeroed flag");
         let pointers = self.take_blocks(fd, &wanted, &zeroed, layout, in_sub_blocks);
         let blocks = self.data_blocks_of(&pointers, fd.block_size);
         for block in &blocks {
@@ -59,11 +52,7 @@ impl Vmfs {
             self.write_pieces(&blocks, *start, piece);
         }
         fd.block_count = blocks.iter().map(|b| b.len / fd.block_size).sum();
-        fd.tbz_blocks = blocks
-            .iter()
-            .filter(|b| b.to_be_zeroed)
-            .map(|b| b.len / fd.block_size)
-            .sum();
+        fd.tbz_blocks = blocks.iter().filter(|b| b.to_be_zeroed).map(|b| b.len / fd.block_size).sum();
         let taken = self.index(fd, addressing, &pointers);
         (blocks, taken)
     }
@@ -108,48 +97,23 @@ impl Vmfs {
         let size = self.spec.file_block_size;
         let sub = |kind, pool: Pool, number, cluster, resource| {
             let pool = self.pool(pool);
-            (
-                kind,
-                self.system_lv(number, pool.body_at(cluster * pool.per_cluster + resource)),
-            )
+            (kind, self.system_lv(number, pool.body_at(cluster * pool.per_cluster + resource)))
         };
-        let (cluster, resource) = if six {
-            (address >> 6 & 0xF_FFFF_FFFF, address >> 56)
-        } else {
-            (address >> 6 & 0x3F_FFFF, address >> 28)
-        };
+        let (cluster, resource) =
+            if six { (address >> 6 & 0xF_FFFF_FFFF, address >> 56) } else { (address >> 6 & 0x3F_FFFF, address >> 28) };
         match address & 7 {
             1 if six => {
                 let block = (address >> 15 & 0x7FFF_FFFF) * SFB_PER_LFB + (address >> 51);
                 (BlockKind::FileBlock, block * size)
             }
             1 => (BlockKind::FileBlock, (address >> 6) * size),
-            2 if !six && self.addresses.dense => sub(
-                BlockKind::SubBlock,
-                Pool::SubBlock,
-                4,
-                cluster,
-                resource | (address >> 3 & 3) << 4,
-            ),
+            2 if !six && self.addresses.dense => {
+                sub(BlockKind::SubBlock, Pool::SubBlock, 4, cluster, resource | (address >> 3 & 3) << 4)
+            }
             2 => sub(BlockKind::SubBlock, Pool::SubBlock, 4, cluster, resource),
-            3 => sub(
-                BlockKind::PointerBlock,
-                Pool::PointerBlock,
-                3,
-                cluster,
-                resource,
-            ),
-            5 => sub(
-                BlockKind::PointerBlock2,
-                Pool::PointerBlock2,
-                6,
-                cluster,
-                resource,
-            ),
-            7 => (
-                BlockKind::LargeFileBlock,
-                (address >> 15 & 0x7FFF_FFFF) * SFB_PER_LFB * size,
-            ),
+            3 => sub(BlockKind::PointerBlock, Pool::PointerBlock, 3, cluster, resource),
+            5 => sub(BlockKind::PointerBlock2, Pool::PointerBlock2, 6, cluster, resource),
+            7 => (BlockKind::LargeFileBlock, (address >> 15 & 0x7FFF_FFFF) * SFB_PER_LFB * size),
             other => panic!("{address:#x} has type {other}, which names no data"),
         }
     }
@@ -195,11 +159,7 @@ impl Vmfs {
             Placement::Contiguous | Placement::From(_) => 0,
             Placement::Shuffled(seed) => seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
         };
-        let pool = if in_sub_blocks {
-            Pool::SubBlock
-        } else {
-            Pool::FileBlock
-        };
+        let pool = if in_sub_blocks { Pool::SubBlock } else { Pool::FileBlock };
         let mut resume = None;
         if let Placement::From(lv) = layout.placement {
             assert!(!in_sub_blocks, "sub-blocks cannot be placed");
@@ -224,11 +184,8 @@ impl Vmfs {
                 continue;
             }
             let resource = self.pool_mut(pool);
-            let n = if state == 0 {
-                resource.take(owner, flag)
-            } else {
-                resource.take_shuffled(owner, flag, &mut state)
-            };
+            let n =
+                if state == 0 { resource.take(owner, flag) } else { resource.take_shuffled(owner, flag, &mut state) };
             let (cluster, in_cluster) = (n / resource.per_cluster, n % resource.per_cluster);
             let address = if in_sub_blocks {
                 addresses.in_cluster(BlockKind::SubBlock, cluster, in_cluster)
@@ -253,8 +210,7 @@ impl Vmfs {
             .find(|&l| (0..SFB_PER_LFB).all(|s| !small.is_used(l * SFB_PER_LFB + s)))
             .unwrap_or_else(|| panic!("no large file block is free"));
         for s in 0..SFB_PER_LFB {
-            self.pool_mut(Pool::FileBlock)
-                .claim(free * SFB_PER_LFB + s, owner, 0);
+            self.pool_mut(Pool::FileBlock).claim(free * SFB_PER_LFB + s, owner, 0);
         }
         self.pool_mut(Pool::LargeFileBlock).claim(free, owner, 0);
         free
@@ -264,16 +220,9 @@ impl Vmfs {
         let end = start + piece.len() as u64;
         let first = blocks.partition_point(|b| b.offset + b.len <= start);
         for block in blocks[first..].iter().take_while(|b| b.offset < end) {
-            assert!(
-                !block.to_be_zeroed,
-                "content lies in the to-be-zeroed block at {:#x}",
-                block.offset
-            );
+            assert!(!block.to_be_zeroed, "content lies in the to-be-zeroed block at {:#x}", block.offset);
             let (from, to) = (start.max(block.offset), end.min(block.offset + block.len));
-            self.volume.write(
-                block.lv + from - block.offset,
-                &piece[(from - start) as usize..(to - start) as usize],
-            );
+            self.volume.write(block.lv + from - block.offset, &piece[(from - start) as usize..(to - start) as usize]);
         }
     }
 
@@ -302,15 +251,11 @@ impl Vmfs {
         let mut names = pointers.clone();
         let mut covers = fd.block_size;
         for level in 0..levels {
-            (names, covers) =
-                self.write_pointer_level(fd.address, second, level, &names, covers, &mut made);
+            (names, covers) = self.write_pointer_level(fd.address, second, level, &names, covers, &mut made);
         }
         fd.pointer_blocks = made.len() as u32;
         for (slot, address) in names {
-            assert!(
-                slot < self.shape.slots(),
-                "slot {slot} is past the pointer array of {addressing:?}"
-            );
+            assert!(slot < self.shape.slots(), "slot {slot} is past the pointer array of {addressing:?}");
             fd.pointers.insert(slot as u32, address);
         }
         made
@@ -339,40 +284,22 @@ impl Vmfs {
         for (&slot, &address) in names {
             let block = slot / per_block;
             let own = *upper.entry(block).or_insert_with(|| {
-                let resource = self
-                    .pools
-                    .get_mut(&pool)
-                    .unwrap_or_else(|| panic!("no {pool:?} pool"));
+                let resource = self.pools.get_mut(&pool).unwrap_or_else(|| panic!("no {pool:?} pool"));
                 let n = resource.take(owner, 0);
-                self.addresses
-                    .in_cluster(kind, n / resource.per_cluster, n % resource.per_cluster)
+                self.addresses.in_cluster(kind, n / resource.per_cluster, n % resource.per_cluster)
             });
             let lv = self.resolve(own).1;
             if made.last().is_none_or(|p| p.address != own) {
                 let offset = block * per_block * covers;
-                made.push(PointerBlock {
-                    level,
-                    offset,
-                    lv,
-                    len,
-                    address: own,
-                    kind,
-                });
+                made.push(PointerBlock { level, offset, lv, len, address: own, kind });
             }
-            self.volume.write(
-                lv + slot % per_block * width,
-                &address.to_le_bytes()[..width as usize],
-            );
+            self.volume.write(lv + slot % per_block * width, &address.to_le_bytes()[..width as usize]);
         }
         (upper, covers * per_block)
     }
 
     /// Points a system file to its blocks. Observed: long ones use `.pbc.sf` on VMFS5 and `.pb2.sf` on VMFS6.
-    pub(super) fn index_system(
-        &mut self,
-        fd: &mut Descriptor,
-        pointers: &BTreeMap<u64, u64>,
-    ) -> Vec<PointerBlock> {
+    pub(super) fn index_system(&mut self, fd: &mut Descriptor, pointers: &BTreeMap<u64, u64>) -> Vec<PointerBlock> {
         let addressing = match (pointers.len() as u64 <= self.shape.slots(), self.six()) {
             (true, _) => Addressing::Direct,
             (false, true) => Addressing::SinglePb2,
@@ -383,10 +310,7 @@ impl Vmfs {
 
     /// Marks a file's blocks free and leaves their bytes alone.
     pub(super) fn release(&mut self, blocks: &[Block], pointer_blocks: &[PointerBlock]) {
-        let named = blocks
-            .iter()
-            .map(|b| b.address)
-            .chain(pointer_blocks.iter().map(|p| p.address));
+        let named = blocks.iter().map(|b| b.address).chain(pointer_blocks.iter().map(|p| p.address));
         for address in named.collect::<Vec<_>>() {
             let (kind, lv) = self.resolve(address);
             let pool = match kind {
@@ -397,10 +321,8 @@ impl Vmfs {
                 }
                 BlockKind::LargeFileBlock => {
                     let first = lv / self.spec.file_block_size;
-                    (0..SFB_PER_LFB)
-                        .for_each(|s| self.pool_mut(Pool::FileBlock).release(first + s));
-                    self.pool_mut(Pool::LargeFileBlock)
-                        .release(first / SFB_PER_LFB);
+                    (0..SFB_PER_LFB).for_each(|s| self.pool_mut(Pool::FileBlock).release(first + s));
+                    self.pool_mut(Pool::LargeFileBlock).release(first / SFB_PER_LFB);
                     continue;
                 }
                 BlockKind::SubBlock => Pool::SubBlock,
@@ -417,11 +339,7 @@ impl Vmfs {
         if self.six() {
             return (address >> 6 & 0xF_FFFF_FFFF) * per_cluster + (address >> 56);
         }
-        let high = if pool == Pool::SubBlock && self.addresses.dense {
-            (address >> 3 & 3) << 4
-        } else {
-            0
-        };
+        let high = if pool == Pool::SubBlock && self.addresses.dense { (address >> 3 & 3) << 4 } else { 0 };
         (address >> 6 & 0x3F_FFFF) * per_cluster + (address >> 28 | high)
     }
 }
@@ -435,11 +353,7 @@ fn wanted_blocks(content: &Content, layout: &Layout, size: u64) -> (BTreeSet<u64
         .filter(|(_, piece)| !piece.is_empty())
         .flat_map(|(at, piece)| span(*at, at + piece.len() as u64))
         .collect();
-    let mut zeroed: BTreeSet<u64> = layout
-        .to_be_zeroed
-        .iter()
-        .flat_map(|r| span(r.start, r.end))
-        .collect();
+    let mut zeroed: BTreeSet<u64> = layout.to_be_zeroed.iter().flat_map(|r| span(r.start, r.end)).collect();
     let mut wanted: BTreeSet<u64> = filled.union(&zeroed).copied().collect();
     if layout.allocation != Allocation::Thin {
         wanted.extend(span(0, content.len()));

@@ -48,14 +48,7 @@ pub(crate) struct Directory {
 
 impl Directory {
     pub(crate) fn new(own: Entry, parent: Entry) -> Self {
-        Self {
-            own,
-            parent,
-            slots: Vec::new(),
-            index: BTreeMap::new(),
-            free: BTreeSet::new(),
-            tail: Vec::new(),
-        }
+        Self { own, parent, slots: Vec::new(), index: BTreeMap::new(), free: BTreeSet::new(), tail: Vec::new() }
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -68,11 +61,7 @@ impl Directory {
 
     /// Puts a name into the first free slot.
     pub(crate) fn insert(&mut self, entry: Entry) {
-        assert!(
-            !entry.name.is_empty() && entry.name.len() < 128,
-            "a name takes 1 to 127 bytes: {}",
-            entry.name.len()
-        );
+        assert!(!entry.name.is_empty() && entry.name.len() < 128, "a name takes 1 to 127 bytes: {}", entry.name.len());
         self.tail.clear();
         let slot = self.free.pop_first().unwrap_or(self.slots.len());
         self.index.insert(entry.name.clone(), slot);
@@ -93,11 +82,7 @@ impl Directory {
             self.free.insert(slot);
             return;
         }
-        let last = self
-            .slots
-            .pop()
-            .flatten()
-            .expect("a VMFS5 directory has no empty slots");
+        let last = self.slots.pop().flatten().expect("a VMFS5 directory has no empty slots");
         let mut stale = encode5(&last);
         stale.append(&mut self.tail);
         self.tail = stale;
@@ -115,20 +100,12 @@ impl Directory {
     /// Where a name's entry begins inside the directory file.
     pub(crate) fn entry_at(&self, name: &[u8], six: bool) -> u64 {
         let slot = self.slot_of(name) as u64;
-        if six {
-            slot_at(slot)
-        } else {
-            (slot + 2) * ENTRY5
-        }
+        if six { slot_at(slot) } else { (slot + 2) * ENTRY5 }
     }
 
     /// The directory file: its bytes, and how many of them count as its length.
     pub(crate) fn encode(&self, six: bool, root: bool) -> (Vec<u8>, u64) {
-        if six {
-            self.encode6(root)
-        } else {
-            self.encode5()
-        }
+        if six { self.encode6(root) } else { self.encode5() }
     }
 
     fn encode5(&self) -> (Vec<u8>, u64) {
@@ -147,11 +124,7 @@ impl Directory {
         let (table, groups) = self.hash_table(root, 1 + entry_blocks);
         let link_blocks = groups.len().div_ceil(GROUPS) as u64;
         let blocks = 1 + entry_blocks + link_blocks;
-        assert!(
-            blocks <= MAPPED,
-            "a directory of {} entries needs a second map block",
-            self.slots.len()
-        );
+        assert!(blocks <= MAPPED, "a directory of {} entries needs a second map block", self.slots.len());
         let len = HEADER6 + blocks * MDA;
         let mut out = vec![0; len as usize];
         let used = self.entries().count() as u32 + 2;
@@ -166,28 +139,19 @@ impl Directory {
         }
         for (n, entry) in self.slots.iter().enumerate() {
             if let Some(entry) = entry {
-                let low = if is_system(entry) {
-                    0
-                } else {
-                    name_hash(&entry.name) as u32
-                };
+                let low = if is_system(entry) { 0 } else { name_hash(&entry.name) as u32 };
                 self.put_entry6(&mut out, slot_at(n as u64) as usize, entry, low);
             }
         }
-        put_link_groups(
-            &mut out[(HEADER6 + (1 + entry_blocks) * MDA) as usize..],
-            &groups,
-        );
+        put_link_groups(&mut out[(HEADER6 + (1 + entry_blocks) * MDA) as usize..], &groups);
 
         let mut map = vec![0x8; MAPPED as usize];
         map[0] = 3;
         for block in 1..=entry_blocks {
             let first = ((block - 1) * SLOTS) as usize;
             let slots = &self.slots[first..self.slots.len().min(first + SLOTS as usize)];
-            let free: u16 = (0..SLOTS as usize)
-                .filter(|&s| slots.get(s).is_none_or(Option::is_none))
-                .map(|s| 1 << s)
-                .sum();
+            let free: u16 =
+                (0..SLOTS as usize).filter(|&s| slots.get(s).is_none_or(Option::is_none)).map(|s| 1 << s).sum();
             let at = (HEADER6 + block * MDA) as usize;
             put_block_header(&mut out[at..], 1, SLOTS as u16, u64::from(free));
             map[block as usize] = if free == 0 { 1 } else { 5 };
@@ -208,11 +172,7 @@ impl Directory {
     }
 
     /// The hash table by slot, and the link groups of the slots that several names share.
-    fn hash_table(
-        &self,
-        root: bool,
-        first_link_block: u64,
-    ) -> (BTreeMap<u64, u32>, Vec<LinkGroup>) {
+    fn hash_table(&self, root: bool, first_link_block: u64) -> (BTreeMap<u64, u32>, Vec<LinkGroup>) {
         let mut names: BTreeMap<u64, Vec<(u32, u16)>> = BTreeMap::new();
         for (n, entry) in self.slots.iter().enumerate() {
             let Some(entry) = entry else { continue };
@@ -223,10 +183,7 @@ impl Directory {
                 _ => hash % TABLE_SLOTS,
             };
             let location = location(1, 1 + n as u64 / SLOTS, n as u64 % SLOTS);
-            names
-                .entry(slot)
-                .or_default()
-                .push((location, (hash >> 16) as u16));
+            names.entry(slot).or_default().push((location, (hash >> 16) as u16));
         }
         let mut table = BTreeMap::new();
         let mut groups: Vec<LinkGroup> = Vec::new();
@@ -235,26 +192,12 @@ impl Directory {
                 table.insert(slot, only);
                 continue;
             }
-            let place = |n: usize| {
-                location(
-                    2,
-                    first_link_block + (n / GROUPS) as u64,
-                    (n % GROUPS) as u64,
-                )
-            };
+            let place = |n: usize| location(2, first_link_block + (n / GROUPS) as u64, (n % GROUPS) as u64);
             table.insert(slot, place(groups.len()));
             let chunks = names.chunks(LINKS).count();
             for (n, links) in names.chunks(LINKS).enumerate() {
-                let next = if n + 1 < chunks {
-                    place(groups.len() + 1)
-                } else {
-                    0
-                };
-                groups.push(LinkGroup {
-                    slot: slot as u16,
-                    links: links.to_vec(),
-                    next,
-                });
+                let next = if n + 1 < chunks { place(groups.len() + 1) } else { 0 };
+                groups.push(LinkGroup { slot: slot as u16, links: links.to_vec(), next });
             }
         }
         (table, groups)
@@ -330,10 +273,7 @@ pub fn name_hash(name: &[u8]) -> u64 {
     for at in ((name.len() + 8) & !7..=126).step_by(8) {
         key[at..at + 8].copy_from_slice(&0x739A_75C2_8E61_B017u64.to_le_bytes());
     }
-    let words: Vec<u64> = key
-        .chunks_exact(8)
-        .map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes")))
-        .collect();
+    let words: Vec<u64> = key.chunks_exact(8).map(|w| u64::from_le_bytes(w.try_into().expect("eight bytes"))).collect();
     let (mut a, mut b, mut c) = (42u64, 42u64, 0x9E37_79B9_7F4A_7C13u64);
     for three in words.chunks(3) {
         a = a.wrapping_add(three[0]);
@@ -371,24 +311,14 @@ mod tests {
             (b"normal-flat.vmdk", 0x1F64_94D2),
             (b"large.vmdk", 0xEFA6_4EFE),
         ] {
-            assert_eq!(
-                name_hash(name) as u32,
-                low,
-                "{}",
-                String::from_utf8_lossy(name)
-            );
+            assert_eq!(name_hash(name) as u32, low, "{}", String::from_utf8_lossy(name));
         }
         // Observed: its place in the root's table.
         assert_eq!(name_hash(b"small") % ROOT_SLOTS, 0x11B7);
     }
 
     fn entry(name: &str, n: u32) -> Entry {
-        Entry {
-            kind: FileType::File,
-            address: 0x104 | n << 22,
-            generation: n,
-            name: name.into(),
-        }
+        Entry { kind: FileType::File, address: 0x104 | n << 22, generation: n, name: name.into() }
     }
 
     #[test]

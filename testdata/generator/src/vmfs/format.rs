@@ -6,8 +6,8 @@ use super::directory::{Directory, Entry};
 use super::resource::{GROUPS_AT, MDA, Pool, Resource, put_lock, put16, put32, put64};
 use super::volume::{Identity, Volume};
 use super::{
-    FORMAT_TIME, HEARTBEAT_GENERATION, HOST_ADDRESS, HOST_MAC, HOST_UUID, Node, ROOT, Version,
-    Vmfs, VmfsSpec, heartbeat_at,
+    FORMAT_TIME, HEARTBEAT_GENERATION, HOST_ADDRESS, HOST_MAC, HOST_UUID, Node, ROOT, Version, Vmfs, VmfsSpec,
+    heartbeat_at,
 };
 use crate::Device;
 use std::collections::BTreeMap;
@@ -50,18 +50,10 @@ fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
     let six = spec.version == Version::Six;
     let scale = |full: u64, size: u64, share: u64, unit: u64| {
         let room = (bytes / share / size).next_multiple_of(unit);
-        if bytes >= 2 << 30 {
-            full
-        } else {
-            full.min(room).max(unit)
-        }
+        if bytes >= 2 << 30 { full } else { full.min(room).max(unit) }
     };
     let blocks = bytes / spec.file_block_size;
-    let sub_block_size = if spec.dense_sub_blocks {
-        8 << 10
-    } else {
-        32 << 10
-    };
+    let sub_block_size = if spec.dense_sub_blocks { 8 << 10 } else { 32 << 10 };
     let pool = |pool, geometry, total| (pool, Resource::new(pool, six, geometry, total));
     if six {
         let clusters = blocks.div_ceil(address::SFB_PER_LFB);
@@ -71,48 +63,23 @@ fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
             pool(
                 Pool::Descriptor,
                 (256, 8, 2 * MDA),
-                spec.descriptors
-                    .unwrap_or_else(|| scale(16384, 2 * MDA, 16, 256)),
+                spec.descriptors.unwrap_or_else(|| scale(16384, 2 * MDA, 16, 256)),
             ),
-            pool(
-                Pool::SubBlock,
-                (256, 8, 64 << 10),
-                spec.sub_blocks
-                    .unwrap_or_else(|| scale(16384, 64 << 10, 4, 256)),
-            ),
+            pool(Pool::SubBlock, (256, 8, 64 << 10), spec.sub_blocks.unwrap_or_else(|| scale(16384, 64 << 10, 4, 256))),
             pool(Pool::PointerBlock, (0, 8, 64 << 10), 0),
-            pool(
-                Pool::PointerBlock2,
-                (32, 8, 64 << 10),
-                scale(256, 64 << 10, 64, 32),
-            ),
+            pool(Pool::PointerBlock2, (32, 8, 64 << 10), scale(256, 64 << 10, 64, 32)),
             pool(
                 Pool::Journal,
                 (8, 4, JOURNAL_BLOCK),
-                spec.journal_blocks.unwrap_or_else(|| {
-                    if spec.local {
-                        8
-                    } else {
-                        scale(128, JOURNAL_BLOCK, 16, 8)
-                    }
-                }),
+                spec.journal_blocks.unwrap_or_else(|| if spec.local { 8 } else { scale(128, JOURNAL_BLOCK, 16, 8) }),
             ),
         ]);
     }
     // Observed: `.pbc.sf`, and `.sbc.sf` of 32 KiB sub-blocks, fill the 256 pointers of their descriptors.
     let direct = 256 * spec.file_block_size;
     let in_sub_blocks = if spec.dense_sub_blocks { 64 } else { 16 };
-    let sub_blocks = Resource::new(
-        Pool::SubBlock,
-        false,
-        (in_sub_blocks, 64, sub_block_size),
-        0,
-    );
-    let most_sub_blocks = if spec.dense_sub_blocks {
-        8192
-    } else {
-        sub_blocks.fitting(direct)
-    };
+    let sub_blocks = Resource::new(Pool::SubBlock, false, (in_sub_blocks, 64, sub_block_size), 0);
+    let most_sub_blocks = if spec.dense_sub_blocks { 8192 } else { sub_blocks.fitting(direct) };
     let pointer_blocks = Resource::new(Pool::PointerBlock, false, (16, 64, 4096), 0);
     let most_pointer_blocks = pointer_blocks.fitting(direct.min(256 << 20));
     let with = |mut resource: Resource, total| {
@@ -121,27 +88,10 @@ fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
     };
     BTreeMap::from([
         pool(Pool::FileBlock, (200, 64, 0), blocks),
-        pool(
-            Pool::Descriptor,
-            (200, 64, 2048),
-            spec.descriptors
-                .unwrap_or_else(|| scale(20352, 2048, 32, 200)),
-        ),
-        with(
-            sub_blocks,
-            spec.sub_blocks
-                .unwrap_or_else(|| scale(most_sub_blocks, sub_block_size, 32, 64)),
-        ),
-        with(
-            pointer_blocks,
-            spec.pointer_blocks
-                .unwrap_or_else(|| scale(most_pointer_blocks, 4096, 16, 1024)),
-        ),
-        pool(
-            Pool::PointerBlock2,
-            (16, 64, 4096),
-            scale(256, 4096, 64, 64),
-        ),
+        pool(Pool::Descriptor, (200, 64, 2048), spec.descriptors.unwrap_or_else(|| scale(20352, 2048, 32, 200))),
+        with(sub_blocks, spec.sub_blocks.unwrap_or_else(|| scale(most_sub_blocks, sub_block_size, 32, 64))),
+        with(pointer_blocks, spec.pointer_blocks.unwrap_or_else(|| scale(most_pointer_blocks, 4096, 16, 1024))),
+        pool(Pool::PointerBlock2, (16, 64, 4096), scale(256, 4096, 64, 64)),
     ])
 }
 
@@ -149,26 +99,17 @@ fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
 pub(crate) fn format(spec: VmfsSpec, devices: Vec<Device>) -> Vmfs {
     let six = spec.version == Version::Six;
     assert!(
-        spec.file_block_size == 1 << 20
-            || !six && [1 << 19, 2 << 20, 4 << 20, 8 << 20].contains(&spec.file_block_size),
+        spec.file_block_size == 1 << 20 || !six && [1 << 19, 2 << 20, 4 << 20, 8 << 20].contains(&spec.file_block_size),
         "a file block of {} bytes is not of this version",
         spec.file_block_size
     );
     assert!(spec.label.len() < 128, "a label takes at most 127 bytes");
-    let identity = Identity {
-        six,
-        local: spec.local && six,
-        uuid: uuid(spec.seed, 1),
-        snapshot: 1,
-    };
+    let identity = Identity { six, local: spec.local && six, uuid: uuid(spec.seed, 1), snapshot: 1 };
     let volume = Volume::new(identity, devices);
     let pools = pools(&spec, volume.len());
     let mut vmfs = Vmfs {
         shape: Shape { six },
-        addresses: Addresses {
-            six,
-            dense: spec.dense_sub_blocks,
-        },
+        addresses: Addresses { six, dense: spec.dense_sub_blocks },
         sub_block_size: pools[&Pool::SubBlock].size,
         volume,
         pools,
@@ -229,11 +170,7 @@ impl Vmfs {
             (9, true),
         ];
         for &(number, whole) in order.iter().filter(|(n, _)| six || *n < 8) {
-            let want = if whole {
-                self.system_len(number).div_ceil(size)
-            } else {
-                1
-            };
+            let want = if whole { self.system_len(number).div_ceil(size) } else { 1 };
             let owner = address::descriptor(0, u64::from(number));
             while (self.system.entry(number).or_default().len() as u64) < want {
                 let block = self.pool_mut(Pool::FileBlock).take(owner, 0);
@@ -242,11 +179,7 @@ impl Vmfs {
         }
         // Nothing but system descriptors is in cluster 0; files begin a few clusters on where there are any.
         let fdc = self.pool_mut(Pool::Descriptor);
-        let first = if fdc.clusters() > 8 {
-            4 * fdc.per_cluster
-        } else {
-            16
-        };
+        let first = if fdc.clusters() > 8 { 4 * fdc.per_cluster } else { 16 };
         fdc.search_from(first);
     }
 
@@ -255,13 +188,8 @@ impl Vmfs {
         for &(number, name) in names(six) {
             let address = address::descriptor(0, u64::from(number));
             let directory = matches!(number, 0 | 7);
-            self.pool_mut(Pool::Descriptor)
-                .claim(u64::from(number), 0, 0);
-            let kind = if number == 0 {
-                FileType::Directory
-            } else {
-                FileType::System
-            };
+            self.pool_mut(Pool::Descriptor).claim(u64::from(number), 0, 0);
+            let kind = if number == 0 { FileType::Directory } else { FileType::System };
             let mut fd = Descriptor {
                 address,
                 generation: 1,
@@ -287,24 +215,13 @@ impl Vmfs {
                 resident: Vec::new(),
             };
             let blocks = self.system[&number].clone();
-            let pointers: BTreeMap<u64, u64> = (0u64..)
-                .zip(blocks.iter().map(|&b| self.addresses.file_block(b, false)))
-                .collect();
+            let pointers: BTreeMap<u64, u64> =
+                (0u64..).zip(blocks.iter().map(|&b| self.addresses.file_block(b, false))).collect();
             fd.block_count = blocks.len() as u64;
             let data = self.data_blocks(&pointers);
             let pointer_blocks = self.index_system(&mut fd, &pointers);
-            let own = Entry {
-                kind,
-                address,
-                generation: 1,
-                name: b".".into(),
-            };
-            let up = Entry {
-                kind: FileType::Directory,
-                address: ROOT,
-                generation: 1,
-                name: b"..".into(),
-            };
+            let own = Entry { kind, address, generation: 1, name: b".".into() };
+            let up = Entry { kind: FileType::Directory, address: ROOT, generation: 1, name: b"..".into() };
             let node = Node {
                 fd,
                 directory: directory.then(|| Directory::new(own, up)),
@@ -314,17 +231,9 @@ impl Vmfs {
             };
             self.nodes.insert(address, node);
             if number > 0 {
-                let entry = Entry {
-                    kind: FileType::System,
-                    address,
-                    generation: 1,
-                    name: name.into(),
-                };
+                let entry = Entry { kind: FileType::System, address, generation: 1, name: name.into() };
                 let root = self.nodes.get_mut(&ROOT).expect("the root is made first");
-                root.directory
-                    .as_mut()
-                    .expect("the root is a directory")
-                    .insert(entry);
+                root.directory.as_mut().expect("the root is a directory").insert(entry);
                 root.fd.links += u32::from(directory);
             }
         }
@@ -333,15 +242,7 @@ impl Vmfs {
     fn write_fs_header(&mut self, identity: Identity) {
         let six = self.six();
         let mut h = vec![0; 512];
-        put32(
-            &mut h,
-            0x000,
-            if self.spec.local {
-                0x2FAB_F15F
-            } else {
-                0x2FAB_F15E
-            },
-        );
+        put32(&mut h, 0x000, if self.spec.local { 0x2FAB_F15F } else { 0x2FAB_F15E });
         put32(&mut h, 0x004, if six { 24 } else { 14 });
         h[0x008] = match (six, self.spec.local) {
             (true, _) => 82,
@@ -349,16 +250,8 @@ impl Vmfs {
             (false, true) => 60,
         };
         h[0x009..0x019].copy_from_slice(&uuid(self.spec.seed, 2));
-        let dense = if self.spec.dense_sub_blocks || six {
-            4
-        } else {
-            0
-        };
-        let kind = if six {
-            0x4000 | if self.spec.local { 0x2000 } else { 0 }
-        } else {
-            0
-        };
+        let dense = if self.spec.dense_sub_blocks || six { 4 } else { 0 };
+        let kind = if six { 0x4000 | if self.spec.local { 0x2000 } else { 0 } } else { 0 };
         put32(&mut h, 0x019, 2 | dense | kind);
         h[0x01D..0x01D + self.spec.label.len()].copy_from_slice(self.spec.label.as_bytes());
         put32(&mut h, 0x09D, 512);
@@ -368,11 +261,7 @@ impl Vmfs {
         h[0x0B1..0x0C1].copy_from_slice(&identity.uuid);
         put32(&mut h, 0x0C1, identity.snapshot);
         put32(&mut h, 0x0D1, GROUPS_AT as u32);
-        put32(
-            &mut h,
-            0x0D5,
-            self.pool(Pool::Descriptor).clusters_per_group as u32,
-        );
+        put32(&mut h, 0x0D5, self.pool(Pool::Descriptor).clusters_per_group as u32);
         put32(&mut h, 0x0D9, self.sub_block_size as u32);
         put32(&mut h, 0x0DD, if six { 64 } else { 8 });
         for (at, number) in [(0x0E1, 6), (0x105, 7), (0x17F, 9)] {
@@ -461,11 +350,7 @@ impl Vmfs {
             if six && pool == Pool::LargeFileBlock {
                 put32(&mut header, 0x34, MDA as u32);
             }
-            let parent = self
-                .pools
-                .get(&Pool::LargeFileBlock)
-                .cloned()
-                .filter(|_| pool == Pool::FileBlock);
+            let parent = self.pools.get(&Pool::LargeFileBlock).cloned().filter(|_| pool == Pool::FileBlock);
             if let Some(parent) = &parent {
                 header_at = MDA;
                 put32(&mut header, 0x38, parent.per_cluster as u32);
@@ -475,15 +360,10 @@ impl Vmfs {
             }
             self.write_system(number, header_at, &header);
             for cluster in 0..resource.clusters() {
-                if !self.spec.all_cluster_headers
-                    && cluster >= 8
-                    && !resource.is_cluster_used(cluster)
-                {
+                if !self.spec.all_cluster_headers && cluster >= 8 && !resource.is_cluster_used(cluster) {
                     continue;
                 }
-                let at = parent
-                    .as_ref()
-                    .map_or_else(|| resource.header_at(cluster), |p| p.body_at(cluster));
+                let at = parent.as_ref().map_or_else(|| resource.header_at(cluster), |p| p.body_at(cluster));
                 let lv = self.system_lv(number, at);
                 let record = resource.cluster_header(cluster, lv);
                 self.write_system(number, at, &record);

@@ -28,11 +28,7 @@ impl Vmfs {
             let n = self.pool_mut(Pool::Journal).take(0, 0);
             let journal = self.pool(Pool::Journal);
             let name = address::journal(n / journal.per_cluster, n % journal.per_cluster);
-            (
-                self.system_lv(8, journal.body_at(n)),
-                journal.size,
-                u64::from(name),
-            )
+            (self.system_lv(8, journal.body_at(n)), journal.size, u64::from(name))
         } else {
             let n = self.pool_mut(Pool::FileBlock).take(0, 0);
             let size = self.spec.file_block_size;
@@ -126,8 +122,7 @@ impl Vmfs {
             let mut number = vec![0; 2];
             put16(&mut number, 0, page as u16);
             self.volume.write(journal.lv + page * MDA + 4, &number);
-            self.volume
-                .write(journal.lv + page * MDA + 16, &1u64.to_le_bytes());
+            self.volume.write(journal.lv + page * MDA + 16, &1u64.to_le_bytes());
         }
         journal.next = at;
     }

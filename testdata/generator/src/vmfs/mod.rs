@@ -52,10 +52,7 @@ pub enum Version {
 
 /// What datastore to make.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a property of its own that a test sets by name"
-)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a property of its own that a test sets by name")]
 pub struct VmfsSpec {
     /// On-disk version.
     pub version: Version,
@@ -276,15 +273,9 @@ impl Vmfs {
     /// descriptors `root` and `.fbb.sf` to `.unmap.sf`, and the resource files' contents as `.fbb.sf data` and so on.
     #[must_use]
     pub fn landmarks(&self) -> BTreeMap<String, u64> {
-        let mut marks = BTreeMap::from([
-            ("fs header".into(), 0x20_0000),
-            ("heartbeats".into(), 0x30_0000),
-        ]);
+        let mut marks = BTreeMap::from([("fs header".into(), 0x20_0000), ("heartbeats".into(), 0x30_0000)]);
         for (number, name) in format::names(self.six()) {
-            marks.insert(
-                (*name).into(),
-                self.descriptor_lv(address::descriptor(0, u64::from(*number))),
-            );
+            marks.insert((*name).into(), self.descriptor_lv(address::descriptor(0, u64::from(*number))));
             if let Some(&block) = self.system.get(number).and_then(|b| b.first()) {
                 marks.insert(format!("{name} data"), block * self.spec.file_block_size);
             }
@@ -320,23 +311,18 @@ impl Vmfs {
     }
 
     fn pool(&self, pool: Pool) -> &Resource {
-        self.pools
-            .get(&pool)
-            .unwrap_or_else(|| panic!("this version has no {pool:?} pool"))
+        self.pools.get(&pool).unwrap_or_else(|| panic!("this version has no {pool:?} pool"))
     }
 
     fn pool_mut(&mut self, pool: Pool) -> &mut Resource {
-        self.pools
-            .get_mut(&pool)
-            .unwrap_or_else(|| panic!("this version has no {pool:?} pool"))
+        self.pools.get_mut(&pool).unwrap_or_else(|| panic!("this version has no {pool:?} pool"))
     }
 
     /// Volume position of a byte of a system file.
     fn system_lv(&self, number: u32, at: u64) -> u64 {
         let size = self.spec.file_block_size;
         let block = self.system[&number].get((at / size) as usize);
-        let block =
-            block.unwrap_or_else(|| panic!("byte {at:#x} is past the end of system file {number}"));
+        let block = block.unwrap_or_else(|| panic!("byte {at:#x} is past the end of system file {number}"));
         block * size + at % size
     }
 

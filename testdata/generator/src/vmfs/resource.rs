@@ -46,16 +46,7 @@ const SFB_OWNERS: usize = 215;
 impl Resource {
     pub(crate) fn new(pool: Pool, six: bool, geometry: (u64, u64, u64), total: u64) -> Self {
         let (per_cluster, clusters_per_group, size) = geometry;
-        Self {
-            pool,
-            six,
-            per_cluster,
-            clusters_per_group,
-            size,
-            total,
-            used: BTreeMap::new(),
-            next: 0,
-        }
+        Self { pool, six, per_cluster, clusters_per_group, size, total, used: BTreeMap::new(), next: 0 }
     }
 
     fn header_size(&self) -> u64 {
@@ -63,19 +54,11 @@ impl Resource {
     }
 
     pub(crate) fn clusters(&self) -> u64 {
-        if self.per_cluster == 0 {
-            0
-        } else {
-            self.total.div_ceil(self.per_cluster)
-        }
+        if self.per_cluster == 0 { 0 } else { self.total.div_ceil(self.per_cluster) }
     }
 
     fn groups(&self) -> u64 {
-        if self.clusters_per_group == 0 {
-            0
-        } else {
-            self.clusters().div_ceil(self.clusters_per_group)
-        }
+        if self.clusters_per_group == 0 { 0 } else { self.clusters().div_ceil(self.clusters_per_group) }
     }
 
     pub(crate) fn group_size(&self) -> u64 {
@@ -89,10 +72,7 @@ impl Resource {
         }
         let groups = self.groups() - 1;
         let rest = self.total - groups * self.clusters_per_group * self.per_cluster;
-        GROUPS_AT
-            + groups * self.group_size()
-            + self.clusters_per_group * self.header_size()
-            + rest * self.size
+        GROUPS_AT + groups * self.group_size() + self.clusters_per_group * self.header_size() + rest * self.size
     }
 
     /// The most blocks that a resource file of `len` bytes holds.
@@ -100,17 +80,13 @@ impl Resource {
         let headers = self.clusters_per_group * self.header_size();
         let whole = (len - GROUPS_AT) / self.group_size();
         let rest = (len - GROUPS_AT) % self.group_size();
-        whole * self.clusters_per_group * self.per_cluster
-            + rest.saturating_sub(headers) / self.size
+        whole * self.clusters_per_group * self.per_cluster + rest.saturating_sub(headers) / self.size
     }
 
     /// Position of block `n` inside the resource file.
     pub(crate) fn body_at(&self, n: u64) -> u64 {
         let (cluster, resource) = (n / self.per_cluster, n % self.per_cluster);
-        let (group, k) = (
-            cluster / self.clusters_per_group,
-            cluster % self.clusters_per_group,
-        );
+        let (group, k) = (cluster / self.clusters_per_group, cluster % self.clusters_per_group);
         GROUPS_AT
             + group * self.group_size()
             + self.clusters_per_group * self.header_size()
@@ -119,10 +95,7 @@ impl Resource {
 
     /// Position of a cluster's header inside the resource file.
     pub(crate) fn header_at(&self, cluster: u64) -> u64 {
-        let (group, k) = (
-            cluster / self.clusters_per_group,
-            cluster % self.clusters_per_group,
-        );
+        let (group, k) = (cluster / self.clusters_per_group, cluster % self.clusters_per_group);
         GROUPS_AT + group * self.group_size() + k * self.header_size()
     }
 
@@ -179,17 +152,8 @@ impl Resource {
 
     /// Marks block `n` used.
     pub(crate) fn claim(&mut self, n: u64, owner: u32, flag: u16) {
-        assert!(
-            n < self.total,
-            "block {n} is outside the {:?} pool of {}",
-            self.pool,
-            self.total
-        );
-        assert!(
-            self.used.insert(n, Use { owner, flag }).is_none(),
-            "{:?} {n} is taken twice",
-            self.pool
-        );
+        assert!(n < self.total, "block {n} is outside the {:?} pool of {}", self.pool, self.total);
+        assert!(self.used.insert(n, Use { owner, flag }).is_none(), "{:?} {n} is taken twice", self.pool);
     }
 
     /// Moves the point from which free blocks are searched; gives where it was.
@@ -199,18 +163,12 @@ impl Resource {
 
     /// Marks block `n` free.
     pub(crate) fn release(&mut self, n: u64) {
-        assert!(
-            self.used.remove(&n).is_some(),
-            "{:?} {n} is freed twice",
-            self.pool
-        );
+        assert!(self.used.remove(&n).is_some(), "{:?} {n} is freed twice", self.pool);
     }
 
     fn in_cluster(&self, cluster: u64) -> impl Iterator<Item = (u64, &Use)> {
         let first = cluster * self.per_cluster;
-        self.used
-            .range(first..first + self.per_cluster)
-            .map(move |(n, u)| (n - first, u))
+        self.used.range(first..first + self.per_cluster).map(move |(n, u)| (n - first, u))
     }
 
     fn owners(&self, cluster: u64) -> BTreeMap<u32, (u16, u16)> {
@@ -256,9 +214,7 @@ impl Resource {
     pub(crate) fn cluster_header(&self, cluster: u64, lv: u64) -> Vec<u8> {
         let total = (self.total - cluster * self.per_cluster).min(self.per_cluster);
         let used = self.in_cluster(cluster).count() as u64;
-        let first_free = (0..total)
-            .find(|&r| !self.is_used(cluster * self.per_cluster + r))
-            .unwrap_or(0);
+        let first_free = (0..total).find(|&r| !self.is_used(cluster * self.per_cluster + r)).unwrap_or(0);
         let mut h = vec![0; self.header_size() as usize];
         put_lock(&mut h, 0x10C0_0000 | self.pool as u32, lv, 1 + used);
         let meta = self.header_size() as usize / 2;
@@ -289,11 +245,7 @@ impl Resource {
                 put16(&mut h, meta + 0x22, 0);
                 for r in 0..total {
                     // 4 says: split into small blocks. 0 for a large block in use is not observed.
-                    let value = if self.is_used(cluster * self.per_cluster + r) {
-                        0u32
-                    } else {
-                        4
-                    };
+                    let value = if self.is_used(cluster * self.per_cluster + r) { 0u32 } else { 4 };
                     for bit in (0..3).filter(|b| value >> b & 1 == 1) {
                         let at = r as usize * 3 + bit;
                         h[meta + 0x80 + at / 8] |= 1 << (at % 8);
@@ -333,15 +285,7 @@ impl Resource {
         }
         put16(meta, 0x2A, 0x100);
         let owners = self.owners(cluster);
-        put16(
-            meta,
-            0x26,
-            if owners.is_empty() {
-                0
-            } else {
-                owners.len() as u16 + 1
-            },
-        );
+        put16(meta, 0x26, if owners.is_empty() { 0 } else { owners.len() as u16 + 1 });
         for (n, (owner, (count, flag))) in owners.into_iter().enumerate() {
             let at = 0x948 + 8 * n;
             put32(meta, at, owner);
@@ -389,8 +333,7 @@ mod tests {
         assert_eq!(six(Pool::PointerBlock2, (32, 8, 65536), 256), 0x102_0000);
         assert_eq!(six(Pool::Journal, (8, 4, 2 << 20), 128), 0x1003_0000);
         assert_eq!(six(Pool::LargeFileBlock, (16, 8, 8192), 4), 0x2_8000);
-        let fitting =
-            |geometry, len| Resource::new(Pool::SubBlock, false, geometry, 0).fitting(len);
+        let fitting = |geometry, len| Resource::new(Pool::SubBlock, false, geometry, 0).fitting(len);
         assert_eq!(fitting((16, 64, 4096), 128 << 20), 0x7DF0);
         assert_eq!(fitting((16, 64, 4096), 256 << 20), 64512);
         assert_eq!(fitting((16, 64, 32768), 128 << 20), 0xFF6);
@@ -406,17 +349,10 @@ mod tests {
         let h = sfb.cluster_header(0, 0x920_0000);
         let meta = &h[4096..];
         assert_eq!(u16::from_le_bytes([meta[0x22], meta[0x23]]), 506);
-        let ones: u32 = meta[0x80..0xC0]
-            .iter()
-            .chain(&meta[0x180..0x1C0])
-            .map(|b| b.count_ones())
-            .sum();
+        let ones: u32 = meta[0x80..0xC0].iter().chain(&meta[0x180..0x1C0]).map(|b| b.count_ones()).sum();
         assert_eq!(ones, 506);
         assert_eq!(meta[0x26], 3);
-        assert_eq!(
-            meta[0x948..0x958],
-            [4, 0, 0x40, 0, 5, 0, 0, 0, 4, 0, 0x80, 0, 1, 0, 1, 0]
-        );
+        assert_eq!(meta[0x948..0x958], [4, 0, 0x40, 0, 5, 0, 0, 0, 4, 0, 0x80, 0, 1, 0, 1, 0]);
     }
 
     #[test]

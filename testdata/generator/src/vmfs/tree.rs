@@ -2,9 +2,7 @@
 
 use super::address;
 use super::content::{Content, Layout};
-use super::descriptor::{
-    Descriptor, FileType, ZLA_FILE_BLOCK, ZLA_RDM, ZLA_RESIDENT, ZLA_SUB_BLOCK,
-};
+use super::descriptor::{Descriptor, FileType, ZLA_FILE_BLOCK, ZLA_RDM, ZLA_RESIDENT, ZLA_SUB_BLOCK};
 use super::directory::{Directory, Entry};
 use super::resource::Pool;
 use super::volume::scsi_disk_id;
@@ -16,27 +14,12 @@ impl Vmfs {
     pub fn mkdir(&mut self, path: &str) {
         let (parent, fd, entry) = self.new_descriptor(path, FileType::Directory, 0o755);
         let up = self.directory(parent).own.clone();
-        let own = Entry {
-            name: b".".into(),
-            ..entry.clone()
-        };
-        let directory = Directory::new(
-            own,
-            Entry {
-                name: b"..".into(),
-                ..up
-            },
-        );
+        let own = Entry { name: b".".into(), ..entry.clone() };
+        let directory = Directory::new(own, Entry { name: b"..".into(), ..up });
         self.add(
             parent,
             entry,
-            Node {
-                fd,
-                directory: Some(directory),
-                content: None,
-                blocks: Vec::new(),
-                pointer_blocks: Vec::new(),
-            },
+            Node { fd, directory: Some(directory), content: None, blocks: Vec::new(), pointer_blocks: Vec::new() },
         );
         self.node_mut(parent).fd.links += 1;
     }
@@ -45,41 +28,16 @@ impl Vmfs {
     pub fn file(&mut self, path: &str, content: Content, layout: &Layout) {
         let (parent, mut fd, entry) = self.new_descriptor(path, FileType::File, 0o600);
         let (blocks, pointer_blocks) = self.store(&mut fd, &content, layout);
-        self.add(
-            parent,
-            entry,
-            Node {
-                fd,
-                directory: None,
-                content: Some(content),
-                blocks,
-                pointer_blocks,
-            },
-        );
+        self.add(parent, entry, Node { fd, directory: None, content: Some(content), blocks, pointer_blocks });
     }
 
     /// Makes a symbolic link. Its text is resident on VMFS6 and in a sub-block on VMFS5.
     pub fn symlink(&mut self, path: &str, target: &str) {
         let (parent, mut fd, entry) = self.new_descriptor(path, FileType::Symlink, 0o777);
         let content = Content::bytes(target);
-        let addressing = if self.six() {
-            super::Addressing::Resident
-        } else {
-            super::Addressing::SubBlock
-        };
-        let (blocks, pointer_blocks) =
-            self.store(&mut fd, &content, &Layout::default().addressing(addressing));
-        self.add(
-            parent,
-            entry,
-            Node {
-                fd,
-                directory: None,
-                content: Some(content),
-                blocks,
-                pointer_blocks,
-            },
-        );
+        let addressing = if self.six() { super::Addressing::Resident } else { super::Addressing::SubBlock };
+        let (blocks, pointer_blocks) = self.store(&mut fd, &content, &Layout::default().addressing(addressing));
+        self.add(parent, entry, Node { fd, directory: None, content: Some(content), blocks, pointer_blocks });
     }
 
     /// Makes a raw device mapping of a disk of `len` bytes.
@@ -92,13 +50,7 @@ impl Vmfs {
         self.add(
             parent,
             entry,
-            Node {
-                fd,
-                directory: None,
-                content: None,
-                blocks: Vec::new(),
-                pointer_blocks: Vec::new(),
-            },
+            Node { fd, directory: None, content: None, blocks: Vec::new(), pointer_blocks: Vec::new() },
         );
     }
 
@@ -133,10 +85,7 @@ impl Vmfs {
     /// only loses its links. Gives where everything was.
     pub fn delete_keeping_pointers(&mut self, path: &str) -> Located {
         let (located, node) = self.take_away(path);
-        self.write_descriptor(&Descriptor {
-            links: 0,
-            ..node.fd
-        });
+        self.write_descriptor(&Descriptor { links: 0, ..node.fd });
         self.bury(path, Deletion::KeepingPointers, located, node.content)
     }
 
@@ -161,29 +110,13 @@ impl Vmfs {
         let everything = self.expected();
         let bury = |e: Expected| {
             let located = self.locate(&e.path);
-            Deleted {
-                path: e.path,
-                how: Deletion::Formatted,
-                located,
-                content: e.content,
-            }
+            Deleted { path: e.path, how: Deletion::Formatted, located, content: e.content }
         };
         everything.into_iter().map(bury).collect()
     }
 
-    fn bury(
-        &mut self,
-        path: &str,
-        how: Deletion,
-        located: Located,
-        content: Option<Content>,
-    ) -> Located {
-        self.deleted.push(Deleted {
-            path: path.into(),
-            how,
-            located: located.clone(),
-            content,
-        });
+    fn bury(&mut self, path: &str, how: Deletion, located: Located, content: Option<Content>) -> Located {
+        self.deleted.push(Deleted { path: path.into(), how, located: located.clone(), content });
         located
     }
 
@@ -198,14 +131,8 @@ impl Vmfs {
             self.sync_directory(parent);
             let at = self.directory(parent).entry_at(name.as_bytes(), self.six());
             let parent = self.node(parent);
-            let block = parent
-                .blocks
-                .iter()
-                .find(|b| (b.offset..b.offset + b.len).contains(&at));
-            block.map_or_else(
-                || panic!("{path} has no entry on disk"),
-                |b| b.lv + at - b.offset,
-            )
+            let block = parent.blocks.iter().find(|b| (b.offset..b.offset + b.len).contains(&at));
+            block.map_or_else(|| panic!("{path} has no entry on disk"), |b| b.lv + at - b.offset)
         });
         let fd_lv = self.descriptor_lv(address);
         let fdc = self.pool(Pool::Descriptor);
@@ -234,11 +161,7 @@ impl Vmfs {
             for entry in node.directory.iter().flat_map(Directory::entries) {
                 if entry.kind != FileType::System {
                     let name = String::from_utf8_lossy(&entry.name);
-                    let path = if path.is_empty() {
-                        name.into()
-                    } else {
-                        format!("{path}/{name}")
-                    };
+                    let path = if path.is_empty() { name.into() } else { format!("{path}/{name}") };
                     todo.push((path, entry.address));
                 }
             }
@@ -263,10 +186,7 @@ impl Vmfs {
         let six = self.six();
         let (bytes, len) = self.directory(address).encode(six, address == ROOT);
         self.node_mut(address).fd.len = len;
-        let mut node = self
-            .nodes
-            .remove(&address)
-            .unwrap_or_else(|| panic!("no descriptor {address:#x}"));
+        let mut node = self.nodes.remove(&address).unwrap_or_else(|| panic!("no descriptor {address:#x}"));
         self.reserve(&mut node, bytes.len() as u64, len);
         let mut rest = &bytes[..];
         for block in &node.blocks {
@@ -282,12 +202,7 @@ impl Vmfs {
         let (small, large) = (self.sub_block_size, self.spec.file_block_size);
         let in_sub_blocks = node.fd.address != ROOT
             && node.fd.kind == FileType::Directory
-            && bytes
-                <= if self.six() {
-                    small * self.shape.slots()
-                } else {
-                    small
-                };
+            && bytes <= if self.six() { small * self.shape.slots() } else { small };
         let size = if in_sub_blocks { small } else { large };
         let was = node.blocks.len() as u64;
         if was > 0 && node.fd.block_size == size && was * size >= bytes {
@@ -299,25 +214,13 @@ impl Vmfs {
             node.fd.pointers.clear();
         }
         node.fd.block_size = size;
-        node.fd.zla = if in_sub_blocks {
-            ZLA_SUB_BLOCK
-        } else {
-            ZLA_FILE_BLOCK
-        };
+        node.fd.zla = if in_sub_blocks { ZLA_SUB_BLOCK } else { ZLA_FILE_BLOCK };
         for slot in node.blocks.len() as u64..bytes.div_ceil(size) {
-            assert!(
-                slot < self.shape.slots(),
-                "a directory of {len} bytes needs pointer blocks"
-            );
+            assert!(slot < self.shape.slots(), "a directory of {len} bytes needs pointer blocks");
             let address = self.take_one(node.fd.address, in_sub_blocks);
             node.fd.pointers.insert(slot as u32, address);
         }
-        let pointers = node
-            .fd
-            .pointers
-            .iter()
-            .map(|(&slot, &a)| (u64::from(slot), a))
-            .collect();
+        let pointers = node.fd.pointers.iter().map(|(&slot, &a)| (u64::from(slot), a)).collect();
         node.blocks = self.data_blocks_of(&pointers, size);
         node.fd.block_count = node.blocks.len() as u64;
     }
@@ -327,26 +230,14 @@ impl Vmfs {
         if in_sub_blocks {
             let pool = self.pool_mut(Pool::SubBlock);
             let n = pool.take(owner, 0);
-            return addresses.in_cluster(
-                super::BlockKind::SubBlock,
-                n / pool.per_cluster,
-                n % pool.per_cluster,
-            );
+            return addresses.in_cluster(super::BlockKind::SubBlock, n / pool.per_cluster, n % pool.per_cluster);
         }
         addresses.file_block(self.pool_mut(Pool::FileBlock).take(owner, 0), false)
     }
 
-    fn new_descriptor(
-        &mut self,
-        path: &str,
-        kind: FileType,
-        mode: u32,
-    ) -> (u32, Descriptor, Entry) {
+    fn new_descriptor(&mut self, path: &str, kind: FileType, mode: u32) -> (u32, Descriptor, Entry) {
         let (parent, name) = self.parent_of(path);
-        assert!(
-            self.directory(parent).find(name.as_bytes()).is_none(),
-            "{path} exists"
-        );
+        assert!(self.directory(parent).find(name.as_bytes()).is_none(), "{path} exists");
         let fdc = self.pool_mut(Pool::Descriptor);
         let n = fdc.take(parent, 0);
         let address = address::descriptor(n / fdc.per_cluster, n % fdc.per_cluster);
@@ -373,12 +264,7 @@ impl Vmfs {
             pointers: BTreeMap::new(),
             resident: Vec::new(),
         };
-        let entry = Entry {
-            kind,
-            address,
-            generation: self.generation,
-            name: name.into(),
-        };
+        let entry = Entry { kind, address, generation: self.generation, name: name.into() };
         (parent, fd, entry)
     }
 
@@ -393,32 +279,19 @@ impl Vmfs {
             self.write_descriptor(&fd);
             let lv = self.descriptor_lv(fd.address);
             // Observed: the lock and the rest are logged as records of their own.
-            let half = if self.six() {
-                self.shape.size() / 2
-            } else {
-                512
-            };
+            let half = if self.six() { self.shape.size() / 2 } else { 512 };
             self.log(lv + half, self.shape.size() - half);
             self.sync_directory(parent);
             let at = self.directory(parent).entry_at(&name, self.six());
             let unit = if self.six() { 4096 } else { 512 };
             let blocks = &self.node(parent).blocks;
-            let of = |at: u64| {
-                blocks
-                    .iter()
-                    .find(|b| (b.offset..b.offset + b.len).contains(&at))
-            };
+            let of = |at: u64| blocks.iter().find(|b| (b.offset..b.offset + b.len).contains(&at));
             let block = of(at).copied();
             if let Some(block) = block {
                 // A VMFS5 entry may straddle sectors.
                 let first = (at - block.offset) / unit * unit;
-                let end = (at - block.offset + 140)
-                    .next_multiple_of(unit)
-                    .min(block.len);
-                self.log(
-                    block.lv + first,
-                    if self.six() { unit } else { end - first },
-                );
+                let end = (at - block.offset + 140).next_multiple_of(unit).min(block.len);
+                self.log(block.lv + first, if self.six() { unit } else { end - first });
             }
         }
     }
@@ -431,10 +304,7 @@ impl Vmfs {
             assert!(directory.entries().next().is_none(), "{path} is not empty");
             self.node_mut(parent).fd.links -= 1;
         }
-        let node = self
-            .nodes
-            .remove(&address)
-            .unwrap_or_else(|| panic!("no descriptor {address:#x}"));
+        let node = self.nodes.remove(&address).unwrap_or_else(|| panic!("no descriptor {address:#x}"));
         self.release(&node.blocks, &node.pointer_blocks);
         let per_cluster = self.pool(Pool::Descriptor).per_cluster;
         let n = (u64::from(address) >> 6 & 0xFFFF) * per_cluster + (u64::from(address) >> 22);
@@ -454,37 +324,25 @@ impl Vmfs {
     }
 
     fn lookup(&self, path: &str) -> u32 {
-        path.split('/')
-            .filter(|part| !part.is_empty())
-            .fold(ROOT, |dir, part| {
-                let found = self.directory(dir).find(part.as_bytes());
-                found.unwrap_or_else(|| panic!("{path}: no {part}")).address
-            })
+        path.split('/').filter(|part| !part.is_empty()).fold(ROOT, |dir, part| {
+            let found = self.directory(dir).find(part.as_bytes());
+            found.unwrap_or_else(|| panic!("{path}: no {part}")).address
+        })
     }
 
     fn node(&self, address: u32) -> &Node {
-        self.nodes
-            .get(&address)
-            .unwrap_or_else(|| panic!("no descriptor {address:#x}"))
+        self.nodes.get(&address).unwrap_or_else(|| panic!("no descriptor {address:#x}"))
     }
 
     fn node_mut(&mut self, address: u32) -> &mut Node {
-        self.nodes
-            .get_mut(&address)
-            .unwrap_or_else(|| panic!("no descriptor {address:#x}"))
+        self.nodes.get_mut(&address).unwrap_or_else(|| panic!("no descriptor {address:#x}"))
     }
 
     fn directory(&self, address: u32) -> &Directory {
-        self.node(address)
-            .directory
-            .as_ref()
-            .unwrap_or_else(|| panic!("{address:#x} is not a directory"))
+        self.node(address).directory.as_ref().unwrap_or_else(|| panic!("{address:#x} is not a directory"))
     }
 
     fn directory_mut(&mut self, address: u32) -> &mut Directory {
-        self.node_mut(address)
-            .directory
-            .as_mut()
-            .unwrap_or_else(|| panic!("{address:#x} is not a directory"))
+        self.node_mut(address).directory.as_mut().unwrap_or_else(|| panic!("{address:#x} is not a directory"))
     }
 }

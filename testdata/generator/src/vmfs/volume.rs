@@ -57,16 +57,9 @@ impl Volume {
             while pes > 0 && device_at(pes * PE - 1) + 1 > len {
                 pes -= 1;
             }
-            assert!(
-                pes > 0,
-                "a device of {len:#x} bytes has no room for one extent of 256 MiB behind 17 MiB"
-            );
+            assert!(pes > 0, "a device of {len:#x} bytes has no room for one extent of 256 MiB behind 17 MiB");
             device.zero(HEADER..DATA);
-            extents.push(Extent {
-                device,
-                first_pe,
-                pes,
-            });
+            extents.push(Extent { device, first_pe, pes });
             first_pe += pes;
         }
         let mut volume = Self { extents };
@@ -165,11 +158,7 @@ impl Volume {
     fn write_table_entry(&mut self, identity: Identity, n: usize) {
         let size = self.len();
         let members = self.extents.len() as u32;
-        let Extent {
-            device,
-            first_pe,
-            pes,
-        } = &mut self.extents[n];
+        let Extent { device, first_pe, pes } = &mut self.extents[n];
         let at = HEADER + if identity.six { MDA } else { 512 };
         device.put_u64(at, size);
         device.put_u64(at + 0x08, 9 * u64::from(members));
@@ -190,11 +179,7 @@ impl Volume {
     }
 
     fn write_map(&mut self, identity: Identity, n: usize) {
-        let Extent {
-            device,
-            first_pe,
-            pes,
-        } = &mut self.extents[n];
+        let Extent { device, first_pe, pes } = &mut self.extents[n];
         let base = *first_pe * PE;
         let entry = |id: u64, at: u64, len: u64| {
             let mut e = [0; 0x25];
@@ -209,21 +194,14 @@ impl Volume {
         if identity.six {
             for span in 0..pes.div_ceil(PES_PER_SPAN) {
                 let at = span * SPAN;
-                device.write(
-                    0x18_2000 + span * PE_ENTRY,
-                    &entry(span, at, SPAN.min(*pes * PE - at)),
-                );
+                device.write(0x18_2000 + span * PE_ENTRY, &entry(span, at, SPAN.min(*pes * PE - at)));
                 set_bit(device, 0x18_1000, span);
             }
             return;
         }
         for pe in 0..*pes {
             let (span, inside) = (pe / PES_PER_SPAN, pe % PES_PER_SPAN);
-            let header = if span == 0 {
-                HEADER
-            } else {
-                DATA + span * SPAN + (span - 1) * GAP
-            };
+            let header = if span == 0 { HEADER } else { DATA + span * SPAN + (span - 1) * GAP };
             let (map, slot) = (inside / PES_PER_MAP, inside % PES_PER_MAP);
             let bitmap = header + 0x8_0200 + map * (1024 + PES_PER_MAP * PE_ENTRY);
             set_bit(device, bitmap, slot);
@@ -231,18 +209,9 @@ impl Volume {
             if span > 0 && inside == 0 {
                 let spans = pes.div_ceil(PES_PER_SPAN);
                 device.put_u32(header, 0xC001_D00D);
-                device.put_u32(
-                    header + 4,
-                    (*pes - span * PES_PER_SPAN)
-                        .min(PES_PER_SPAN)
-                        .div_ceil(PES_PER_MAP) as u32,
-                );
+                device.put_u32(header + 4, (*pes - span * PES_PER_SPAN).min(PES_PER_SPAN).div_ceil(PES_PER_MAP) as u32);
                 device.put_u64(header + 8, device_at(span * SPAN));
-                let next = if span + 1 < spans {
-                    DATA + (span + 1) * SPAN + span * GAP
-                } else {
-                    0
-                };
+                let next = if span + 1 < spans { DATA + (span + 1) * SPAN + span * GAP } else { 0 };
                 device.put_u64(header + 16, next);
             }
         }
@@ -276,12 +245,7 @@ fn device_uuid(lv: [u8; 16], n: usize) -> [u8; 16] {
 pub(crate) fn uuid_text(uuid: [u8; 16]) -> String {
     let word = |at: usize| u32::from_le_bytes([uuid[at], uuid[at + 1], uuid[at + 2], uuid[at + 3]]);
     let mac = crate::hex(&uuid[10..]);
-    format!(
-        "{:08x}-{:08x}-{:04x}-{mac}",
-        word(0),
-        word(4),
-        u16::from_le_bytes([uuid[8], uuid[9]])
-    )
+    format!("{:08x}-{:08x}-{:04x}-{mac}", word(0), word(4), u16::from_le_bytes([uuid[8], uuid[9]]))
 }
 
 #[cfg(test)]
@@ -297,12 +261,7 @@ mod tests {
 
     #[test]
     fn positions_shift_by_16_mib_each_16_tib() {
-        let identity = Identity {
-            six: true,
-            local: false,
-            uuid: UUID,
-            snapshot: 1,
-        };
+        let identity = Identity { six: true, local: false, uuid: UUID, snapshot: 1 };
         let volume = Volume::new(identity, vec![Device::new(0x3FFF_FFE0_0000)]);
         // Observed on a device of 64 TiB.
         for (lv, device) in [
@@ -318,12 +277,7 @@ mod tests {
 
     #[test]
     fn a_write_may_cross_extents() {
-        let identity = Identity {
-            six: false,
-            local: false,
-            uuid: UUID,
-            snapshot: 1,
-        };
+        let identity = Identity { six: false, local: false, uuid: UUID, snapshot: 1 };
         let mut volume = Volume::new(identity, vec![Device::new(DATA + PE); 2]);
         volume.write(PE - 2, b"abcd");
         assert_eq!(volume.read(PE - 3, 6), b"\0abcd\0");
