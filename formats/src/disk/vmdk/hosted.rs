@@ -2,7 +2,7 @@
 //!
 //! An extent has two full copies of its tables. Both are asked for every run: where they agree it is sound, where they
 //! do not, the copy that has something wins, doubtfully. Lost tables are zeros or garbage more often than data.
-//! Compressed (stream-optimized) extents have the same tables, of records of packed grains ([`packed`]).
+//! Compressed (stream-optimized) extents have the same tables, of records of packed grains (`packed.rs`).
 //!
 //! With its descriptor inside (`monolithicSparse`, `streamOptimized`) an extent is a disk of its own; what the
 //! descriptor calls the file is of no meaning, since files get renamed.
