@@ -7,6 +7,7 @@
 
 mod discover;
 mod folder;
+mod hashes;
 mod item;
 mod keep;
 mod machines;
@@ -16,6 +17,7 @@ mod pick;
 mod sources;
 mod wants;
 
+pub use hashes::{Hashes, identity};
 pub use item::{Filled, Item, ItemId, Origin, State};
 pub use machines::{Machine, MachineDisk, Snapshot};
 pub use names::{Names, Target};

@@ -3,7 +3,7 @@
 use super::cat::is_descriptor;
 use super::out::Out;
 use super::{Global, Outcome, size};
-use crate::case::Case;
+use crate::case::{Case, Hashes};
 use crate::digest::Digest;
 use crate::export::folder::{FolderOptions, Foldered, export_folder};
 use crate::export::{Dest, Evidence, ExportOptions, Exported, Hashing, Refused, export};
@@ -11,12 +11,12 @@ use crate::locator::{self, Locator};
 use crate::progress::Progress;
 use crate::report::{self, printable};
 use anyhow::{Context, Result, bail};
+use base64::Engine;
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 use vdrecover_formats::{Finding, Kind, Tree, Trust};
 
 /// Arguments of `export`.
@@ -76,7 +76,9 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         let done = export_folder(&case, found.entry.id, &command.output, &evidence, &options, &progress)
             .map_err(|error| advise(error, &command.output));
         progress.finish();
-        return Ok(tell_folder(&done?, &command.output, out)?.max(incomplete));
+        let done = done?;
+        let kept = keep_folder(&case, global, &found.path, &done, out)?;
+        return Ok(tell_folder(&done, &command.output, out)?.max(incomplete).max(kept));
     }
     if case.target(found.entry.id).is_some() {
         check_format(command)?;
@@ -90,11 +92,56 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         Err(error) if matches!(error.downcast_ref(), Some(Refused::Closed)) => return Ok(incomplete),
         done => done.map_err(|error| advise(error, &command.output))?,
     };
-    let outcome = tell(&done, &command.output, matches!(dest, Dest::Pipe(_)), out)?;
+    let mut outcome = tell(&done, &command.output, matches!(dest, Dest::Pipe(_)), out)?;
+    if let Some(hash) = done.digest.hex() {
+        outcome = outcome.max(keep(&case, global, [(found.path.clone(), hash)], out)?);
+    }
     if is_descriptor(&found.entry.name, bytes.len()) {
         out.hint("this is the descriptor's text: its disk is in vms/ or disks/, see `vdrecover ls -R IMAGE`");
     }
     Ok(outcome.max(incomplete))
+}
+
+/// Keeps hashes in the case folder. One that differs from what the same inputs gave before is a doubt.
+fn keep(
+    case: &Case,
+    global: &Global,
+    new: impl IntoIterator<Item = (Vec<u8>, String)>,
+    out: &mut Out,
+) -> Result<Outcome> {
+    if global.case.is_none() {
+        return Ok(Outcome::Sound);
+    }
+    let mut hashes = Hashes::load(case, global.case.as_deref());
+    let mut outcome = Outcome::Sound;
+    for (path, hash) in new {
+        if let Some(before) = hashes.add(&path, &hash) {
+            let text = format!("came out as {hash}, and before, of inputs that look unchanged, as {before}");
+            let finding = Finding::new("CASE-HASH", 0..0, Trust::Doubtful, text);
+            super::scan::show_finding(&crate::case::Noted { about: printable(&path), finding }, out)?;
+            outcome = Outcome::Doubt;
+        }
+    }
+    hashes.save()?;
+    Ok(outcome)
+}
+
+/// Keeps the hashes of a manifest.
+pub(super) fn keep_folder(case: &Case, global: &Global, top: &[u8], done: &Foldered, out: &mut Out) -> Result<Outcome> {
+    if global.case.is_none() {
+        return Ok(Outcome::Sound);
+    }
+    let text = std::fs::read_to_string(&done.manifest).with_context(|| done.manifest.display().to_string())?;
+    let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let new = rows.filter_map(|row| {
+        let path = match row["original_b64"].as_str() {
+            Some(coded) => base64::engine::general_purpose::STANDARD.decode(coded).ok()?,
+            None => row["path"].as_str()?.as_bytes().to_vec(),
+        };
+        let path = if top.is_empty() { path } else { [top, b"/", &path].concat() };
+        Some((path, row["sha256"].as_str()?.to_owned()))
+    });
+    keep(case, global, new, out)
 }
 
 fn check_format(command: &Command) -> Result<()> {
@@ -116,24 +163,10 @@ impl Writing {
             force: self.force,
             threads: global.thread_count(),
             hash: if self.no_hash { Hashing::Off } else { Hashing::UpTo(self.hash_limit) },
-            identity: Some(identity(case, what)),
+            identity: Some(format!("{what} {}", crate::case::identity(case))),
             ..ExportOptions::default()
         }
     }
-}
-
-/// Every source with its length and time of change, and what is taken from them.
-fn identity(case: &Case, what: &str) -> String {
-    let sources = case.sources.all();
-    let sources: Vec<_> = sources
-        .iter()
-        .map(|source| {
-            let changed = source.modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            let changed = changed.map(|time| time.as_nanos().to_string());
-            json!([source.path.display().to_string(), source.len, changed])
-        })
-        .collect();
-    json!({"program": env!("CARGO_PKG_VERSION"), "what": what, "sources": sources}).to_string()
 }
 
 /// What may not be written to: every source, and every folder that was given.

@@ -1,6 +1,6 @@
 //! `vdrecover recover`: everything that can be had, in one go.
 
-use super::export::{Writing, advise, evidence, stoppable, tell_folder};
+use super::export::{Writing, advise, evidence, keep_folder, stoppable, tell_folder};
 use super::out::Out;
 use super::{Global, Outcome};
 use crate::case::{Case, Machine, Parts, Pick};
@@ -104,6 +104,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let done = export_folder(&pick, pick.root(), &command.output, &evidence, &options, &progress);
     progress.finish();
     let done = done.map_err(|error| advise(error, &command.output))?;
+    let incomplete = incomplete.max(keep_folder(&case, global, b"", &done, out)?);
     Ok(tell_folder(&done, &command.output, out)?.max(incomplete))
 }
 
