@@ -134,7 +134,8 @@ fn le32(bytes: &[u8], at: u64) -> u64 {
 
 fn raw() -> Fixture {
     let device = disk(MIB, 1);
-    let parts = vec![Part { name: "disk".into(), device: Arc::new(device.clone()), areas: vec![area("data", 0, 4096)] }];
+    let parts =
+        vec![Part { name: "disk".into(), device: Arc::new(device.clone()), areas: vec![area("data", 0, 4096)] }];
     Fixture { name: "raw", format: "raw", parts, expect: Expect::Disk(device), knows_len: false }
 }
 
@@ -174,7 +175,14 @@ fn flat() -> Fixture {
 }
 
 /// A sparse extent, opened through a descriptor that names it.
-fn sparse(name: &'static str, kind: &str, bytes: &[u8], areas: Vec<Area>, device: Device, parent: Option<Device>) -> Fixture {
+fn sparse(
+    name: &'static str,
+    kind: &str,
+    bytes: &[u8],
+    areas: Vec<Area>,
+    device: Device,
+    parent: Option<Device>,
+) -> Fixture {
     let text = if parent.is_some() {
         Descriptor::delta(device.len(), kind, "extent.vmdk", "parent", 31).text()
     } else {

@@ -69,7 +69,9 @@ fn put(image: &mut Image, at: u64, value: u64, entries: &Entries) {
 fn entries(fixture: &Fixture, area: &Area) -> Option<Entries> {
     let entries = |width, big, bad| Some(Entries { width, big, bad });
     match (fixture.name, area.what) {
-        ("qcow2-v2", "L2") => entries(8, true, |old, len| [qcow2_table(old, len), vec![("the zero bit", old | 1)]].concat()),
+        ("qcow2-v2", "L2") => {
+            entries(8, true, |old, len| [qcow2_table(old, len), vec![("the zero bit", old | 1)]].concat())
+        }
         ("qcow2" | "qcow2-backed", "L2") => entries(8, true, |old, len| match old {
             // A zero cluster may keep its place.
             1 => vec![("a reserved bit", old | 1 << 57), ("a reserved bit", old | 1 << 5)],
@@ -83,9 +85,9 @@ fn entries(fixture: &Fixture, area: &Area) -> Option<Entries> {
             vec![("compressed, out of range", old & !bits | (len + 512)), ("compressed and copied", old | 1 << 63)]
         }),
         (name, "L1") if name.starts_with("qcow2") => entries(8, true, qcow2_table),
-        ("vmdk-cowd", "directory" | "tables") => entries(4, false, |_, len| {
-            vec![("out of range", len / 512 + 1), ("out of range", 0xFFFF_FFF0)]
-        }),
+        ("vmdk-cowd", "directory" | "tables") => {
+            entries(4, false, |_, len| vec![("out of range", len / 512 + 1), ("out of range", 0xFFFF_FFF0)])
+        }
         ("vmdk-hosted", "first directory" | "second directory" | "first tables" | "second tables") => {
             entries(4, false, |old, len| {
                 vec![("out of range", len / 512 + 1), ("another place", old + 1), ("nowhere", 0), ("no place", 2)]
@@ -101,10 +103,8 @@ fn entries(fixture: &Fixture, area: &Area) -> Option<Entries> {
             }
             bad
         }),
-        ("vmfs5", "pointers") => entries(4, false, narrow_pointer),
-        ("vmfs6" | "vmfs6-span", "pointers") => entries(8, false, wide_pointer),
-        ("vmfs5", "pointer blocks") => entries(4, false, narrow_pointer),
-        ("vmfs6" | "vmfs6-span", "pointer blocks") => entries(8, false, wide_pointer),
+        ("vmfs5", "pointers" | "pointer blocks") => entries(4, false, narrow_pointer),
+        ("vmfs6" | "vmfs6-span", "pointers" | "pointer blocks") => entries(8, false, wide_pointer),
         ("gpt", "primary table" | "primary header") => {
             entries(8, false, |old, len| vec![("another number", old ^ 64), ("out of range", len)])
         }

@@ -153,7 +153,8 @@ fn compare(content: &Content, expect: &Expect, outcome: &mut Outcome) {
     match (content, expect) {
         (Content::Disks(disks), Expect::Disk(device)) => {
             if let Some(disk) = disks.first() {
-                let audit: Audit<'_> = &|sink| (0..disk.bytes.parts().min(64)).try_for_each(|part| disk.bytes.audit(part, sink));
+                let audit: Audit<'_> =
+                    &|sink| (0..disk.bytes.parts().min(64)).try_for_each(|part| disk.bytes.audit(part, sink));
                 note(audit, outcome);
                 shorter(disk.bytes.len(), device.len(), Trust::Sound, "the disk", outcome);
                 let want = |at, len| device.read(at, len);

@@ -11,6 +11,7 @@
     clippy::as_conversions,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::single_range_in_vec_init,
     missing_docs,
     unreachable_pub,
     reason = "tests"
@@ -42,7 +43,7 @@ static ALLOCATOR: Counting = Counting;
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Mutations of each fixture, if nobody asks for more.
-const MUTATIONS: u64 = 60;
+const MUTATIONS: u64 = 40;
 /// Beyond what was in use before.
 const MEMORY: usize = 256 << 20;
 const TIME: Duration = Duration::from_secs(30);
@@ -69,7 +70,8 @@ fn every_format_has_a_fixture() {
 fn fixtures_are_sound() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for fixture in all() {
-        let images: Vec<Bytes> = fixture.images().into_iter().map(|image| -> Bytes { std::sync::Arc::new(image) }).collect();
+        let images: Vec<Bytes> =
+            fixture.images().into_iter().map(|image| -> Bytes { std::sync::Arc::new(image) }).collect();
         let scores: Vec<u8> = FORMATS.iter().map(|format| (format.probe)(&*images[0])).collect();
         let row = judge::row(fixture);
         assert_eq!(scores.iter().max(), Some(&(row.probe)(&*images[0])), "{}", fixture.name);
@@ -180,7 +182,10 @@ fn mutated_images_are_lawful() {
                 Ok(outcome) => {
                     if outcome.wrong > 0 && mutation.revealed {
                         wrong.push(format!("{about}: {} bytes wrong and sound: {:?}", outcome.wrong, outcome.first));
-                    } else if outcome.wrong > 0 && outcome.findings.is_empty() && env::var_os("VDRECOVER_SHOW").is_some() {
+                    } else if outcome.wrong > 0
+                        && outcome.findings.is_empty()
+                        && env::var_os("VDRECOVER_SHOW").is_some()
+                    {
                         println!("{about}: {} bytes wrong, sound and silent: {:?}", outcome.wrong, outcome.first);
                     }
                     tallies.entry((fixture.name, mutation.what)).or_default().add(&outcome);
