@@ -73,13 +73,13 @@ impl Zstd {
         const STEP: usize = 256;
         let kept = self.lock().pop().map_or_else(Decoder::new, Ok);
         let Ok(mut decoder) = kept else { return Err(Cut(0)) };
-        let decoded = match unzstd_in_steps(&mut decoder, packed, out, packed.len().max(1)) {
+        let done = match unzstd_in_steps(&mut decoder, packed, out, packed.len().max(1)) {
             Err(_) => unzstd_in_steps(&mut decoder, packed, out, STEP),
-            done => done,
+            whole => whole,
         };
         // As many as there are threads, at most.
         self.lock().push(decoder);
-        decoded
+        done
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Decoder<'static>>> {
