@@ -120,23 +120,22 @@ fn look(layer: &dyn Layer, formats: &[&Format], options: &SweepOptions, item: &I
     }
     let len = end.saturating_add(options.margin).min(layer.len()) - item.from;
     looked.read = len;
-    let bytes = match borrowed(layer, item.from, len) {
-        Some(bytes) => bytes,
-        None => {
-            buf.resize(narrow(len), 0);
-            // A bug in a format costs its window and no more.
-            let Ok(seen) = catch_unwind(AssertUnwindSafe(|| read(layer, item.from, buf))) else {
-                looked.read = 0;
-                looked.findings.push(failed("reading", &item.range));
-                looked.gaps.push(Gap { range: item.range.clone(), loss: Loss { why: Why::Unmapped, at: start } });
-                return looked;
-            };
-            looked.gaps.extend(seen.gaps.into_iter().filter_map(|gap| {
-                let range = gap.range.start.max(start)..gap.range.end.min(end);
-                (range.start < range.end).then_some(Gap { range, loss: gap.loss })
-            }));
-            buf
-        }
+    let bytes = if let Some(bytes) = borrowed(layer, item.from, len) {
+        bytes
+    } else {
+        buf.resize(narrow(len), 0);
+        // A bug in a format costs its window and no more.
+        let Ok(seen) = catch_unwind(AssertUnwindSafe(|| read(layer, item.from, buf))) else {
+            looked.read = 0;
+            looked.findings.push(failed("reading", &item.range));
+            looked.gaps.push(Gap { range: item.range.clone(), loss: Loss { why: Why::Unmapped, at: start } });
+            return looked;
+        };
+        looked.gaps.extend(seen.gaps.into_iter().filter_map(|gap| {
+            let range = gap.range.start.max(start)..gap.range.end.min(end);
+            (range.start < range.end).then_some(Gap { range, loss: gap.loss })
+        }));
+        buf
     };
     let window = Window { at: item.from, bytes, own: narrow(end - item.from) };
     for format in formats {

@@ -14,6 +14,8 @@ pub struct Format {
     pub name: &'static str,
     /// In words, for people.
     pub about: &'static str,
+    /// What comes out of it.
+    pub holds: Holds,
     /// The specification that the reader follows, or where its facts come from.
     pub spec: &'static str,
     /// Bytes at fixed places, of which one at least is there in a sound image. Empty where none is fixed.
@@ -24,6 +26,18 @@ pub struct Format {
     pub open: fn(&Bytes, &Memo) -> Result<Opened, Error>,
     /// How it is found, or put together, where no head tells.
     pub sweep: Option<Sweep>,
+}
+
+/// What comes out of a format. What is no disk image lies *in* a disk, be that a raw file: the file is a disk
+/// first, which others may use as their extent, and is looked into only if none does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Holds {
+    /// A disk.
+    Disk,
+    /// Parts of a disk.
+    Volumes,
+    /// Files.
+    Files,
 }
 
 /// Fixed bytes at a fixed place.

@@ -14,7 +14,7 @@ pub type Bytes = Arc<dyn Layer>;
 /// Read-only and shareable; its length is fixed for life. An implementation answers *where* ([`Layer::run`])
 /// and, for what it holds or makes itself, *what* ([`Layer::fetch`], [`Layer::decode`]). Everything else,
 /// reading, exporting, mounting, tracing, block status, is derived from that by [`crate::walk`] and
-/// [`crate::read`].
+/// [`read()`](crate::read()).
 ///
 /// The laws, checked by [`crate::laws::check_laws`]: runs tile `0..len()`; a read in pieces equals a read at
 /// once, gaps included; nothing panics; time and memory are bounded; every thread gets the same answers.

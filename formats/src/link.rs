@@ -186,6 +186,12 @@ impl From<String> for Value {
     }
 }
 
+impl PartialEq<&str> for Value {
+    fn eq(&self, text: &&str) -> bool {
+        matches!(self, Self::Text(own) if own == text)
+    }
+}
+
 impl From<&str> for Value {
     fn from(text: &str) -> Self {
         Self::Text(text.to_owned())

@@ -29,7 +29,7 @@ use self::lvm::{Device, Logical};
 use self::tree::Datastore;
 use self::volume::Volume;
 use crate::error::Error;
-use crate::format::{Format, Magic, Sweep, score};
+use crate::format::{Format, Holds, Magic, Sweep, score};
 use crate::layer::{Bytes, Layer, Trust};
 use crate::link::{Content, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
@@ -43,6 +43,7 @@ use std::sync::Arc;
 pub static FORMAT: Format = Format {
     name: "vmfs",
     about: "VMware VMFS5 and VMFS6 datastore",
+    holds: Holds::Files,
     spec: "none published; facts from volumes made by ESXi, and from open readers",
     magics: &[
         Magic { at: lvm::HEADER_AT, bytes: &lvm::MAGIC.to_le_bytes() },

@@ -8,7 +8,9 @@
     clippy::as_conversions,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::case_sensitive_file_extension_comparisons,
     missing_docs,
+    unreachable_pub,
     reason = "tests"
 )]
 
@@ -20,7 +22,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::process::Command;
 use vdrecover_formats::link::Value;
-use vdrecover_formats::{Bytes, Error, Layer, Note, Place, Role, Trust, Use, read_vec, walk};
+use vdrecover_formats::{Bytes, Error, Note, Place, Role, Trust, Use, read_vec, walk};
 use vdrecover_testdata::Device;
 use vdrecover_testdata::vmdk::{self, Grain};
 use vdrecover_testdata::vmfs::pattern;
@@ -93,8 +95,8 @@ fn a_stream_with_a_footer() {
     assert_eq!(trust(&layer), Trust::Sound);
     // Header and descriptor, then, from the overhead on, everything.
     let used = claimed(&layer, image.len());
-    let free: Vec<usize> = (0..used.len()).filter(|at| !used[*at]).collect();
-    assert_eq!(free, (3 * 512..128 * 512).collect::<Vec<_>>());
+    let free: Vec<usize> = (0..used.len()).step_by(512).filter(|at| used[*at..*at + 512].contains(&false)).collect();
+    assert_eq!(free, (3 * 512..128 * 512).step_by(512).collect::<Vec<_>>());
     // What a user appends, or a download cuts off, is no footer.
     let cut = memory(stream[..stream.len() - 512].to_vec());
     let error = (vdrecover_formats::disk::vmdk::hosted::FORMAT.open)(&cut, &memo()).unwrap_err();
@@ -135,6 +137,7 @@ fn packed_grains_that_contradict_the_tables() {
     for sector in [1_u64, 1 << 40, u64::MAX] {
         let layer = changed(record, &sector.to_le_bytes());
         assert_eq!((lost(&layer), trust(&layer)), (vec![], Trust::Doubtful));
+        assert_eq!(findings(&layer), ["KDMV-GRAIN-HEAD"]);
         assert!(all(&layer) == want);
     }
     for size in [0_u32, 200_000, u32::MAX] {

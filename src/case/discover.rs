@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use vdrecover_formats::adapt::Trusted;
-use vdrecover_formats::format::score;
+use vdrecover_formats::format::{Holds, score};
 use vdrecover_formats::link::{Disk, Link};
 use vdrecover_formats::{Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, Opened, Role, Tree, Trust};
 
@@ -19,6 +19,8 @@ use vdrecover_formats::{Bytes, Content, Entry, Error, FORMATS, Finding, Format, 
 const MAX_DEPTH: usize = 16;
 /// Items of a case: a bound on what hostile nesting can make.
 const MAX_ITEMS: usize = 200_000;
+/// What the length of a raw disk is a multiple of.
+const SECTOR: u64 = 512;
 /// Entries of a store that are looked at.
 const MAX_FILES: usize = 2_000_000;
 
@@ -44,6 +46,15 @@ pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Re
         work.settle();
     }
     work.find_loose();
+    let Case { stores, loose, items, .. } = work.case;
+    if stores.is_empty() && loose.is_empty() && items.iter().all(|item| item.format.name == "raw") {
+        let Some(source) = case.inputs.first() else { bail!("no image was given") };
+        bail!(
+            "{}: is no image: nothing in its {} bytes was recognised, and a raw disk has whole sectors of {SECTOR}",
+            source.path.display(),
+            source.len
+        );
+    }
     Ok(())
 }
 
@@ -118,9 +129,16 @@ impl Work<'_> {
             return None;
         }
         let id = self.case.items.len();
-        let (format, opened, failed) = recognise(&bytes, self.case);
+        let (format, opened, failed) = match origin {
+            // A file is a disk first; what is on it is looked at once it is known that no other image uses it.
+            Origin::Source(_) | Origin::File { .. } => recognise(&bytes, self.case, |holds| holds == Holds::Disk),
+            Origin::Inside(_) | Origin::Volume { .. } => recognise(&bytes, self.case, |_| true),
+        };
         // Nothing was recognised inside of something: that is no item.
-        if format.name == "raw" && matches!(origin, Origin::Inside(_)) {
+        if let (true, Origin::Inside(of)) = (format.name == "raw", &origin) {
+            for finding in failed {
+                self.note(*of, finding);
+            }
             return None;
         }
         let joined = opened.wants.is_empty();
@@ -371,16 +389,9 @@ impl Work<'_> {
         for id in 0..self.case.items.len() {
             let item = &self.case.items[id];
             let is_disk = matches!(item.content(), Some(Content::Disks(_)));
-            let raw_inside = item.format.name == "raw" && matches!(item.origin, Origin::Volume { .. });
-            // What a raw file or source is was asked when it was taken in.
-            let known = item.format.name == "raw";
-            if is_disk
-                && !known
-                && !raw_inside
-                && item.used_by.is_none()
-                && item.children.is_empty()
-                && self.opened.insert(id)
-            {
+            // What a volume holds was asked when it was taken in.
+            let asked = item.format.name == "raw" && matches!(item.origin, Origin::Volume { .. });
+            if is_disk && !asked && item.used_by.is_none() && item.children.is_empty() && self.opened.insert(id) {
                 let (disk, depth) = (item.disk(), item.depth + 1);
                 self.add(Origin::Inside(id), disk, depth);
                 any = true;
@@ -431,6 +442,10 @@ impl Work<'_> {
             let swept = super::keep::sweep(&disk, source, options.keep.as_deref(), progress);
             for finding in swept.findings {
                 self.case.findings.push(Noted { about: label.clone(), finding });
+            }
+            if swept.clues.is_empty() {
+                let text = "no image format, partition table or datastore was recognised; it is taken for a raw disk";
+                self.note(id, Finding::new("RAW-ONLY", 0..0, Trust::Sound, text));
             }
             for (format, clues) in &swept.clues {
                 let Some(build) = format.sweep.map(|sweep| sweep.build) else { continue };
@@ -493,7 +508,8 @@ impl Work<'_> {
         let loose = (0..self.case.items.len()).filter(|id| {
             let item = &self.case.items[*id];
             let own = matches!(item.origin, Origin::Source(_) | Origin::File { .. });
-            own && item.used_by.is_none() && item.children.is_empty() && !holds_store(*id) && !used_in_set(*id)
+            let disk = item.format.name != "raw" || item.bytes.len().is_multiple_of(SECTOR);
+            own && disk && item.used_by.is_none() && item.children.is_empty() && !holds_store(*id) && !used_in_set(*id)
         });
         self.case.loose = loose.collect();
     }
@@ -527,9 +543,9 @@ fn ranked(bytes: &Bytes) -> Vec<(u8, &'static Format)> {
 }
 
 /// Opens a layer with the best format that can. The ones that could not leave a finding.
-fn recognise(bytes: &Bytes, case: &Case) -> (&'static Format, Opened, Vec<Finding>) {
+fn recognise(bytes: &Bytes, case: &Case, may: impl Fn(Holds) -> bool) -> (&'static Format, Opened, Vec<Finding>) {
     let mut failed = Vec::new();
-    for (score, format) in ranked(bytes) {
+    for (score, format) in ranked(bytes).into_iter().filter(|(_, format)| may(format.holds)) {
         match (format.open)(bytes, &case.pool.share()) {
             // What has the mark of a format that can't be opened is no sound disk, whatever else it is.
             Ok(_) if score <= score::FALLBACK && !failed.is_empty() => break,

@@ -39,13 +39,12 @@ fn host_folder(case: &Case, file: &Path) -> Option<Beside> {
         return None;
     }
     let mut folders = case.folders.lock().unwrap_or_else(PoisonError::into_inner);
-    let folder = match folders.get(parent) {
-        Some(folder) => Arc::clone(folder),
-        None => {
-            let folder = Arc::new(Folder::open(parent, false, Arc::clone(&case.sources)).ok()?);
-            folders.insert(parent.to_owned(), Arc::clone(&folder));
-            folder
-        }
+    let folder = if let Some(folder) = folders.get(parent) {
+        Arc::clone(folder)
+    } else {
+        let folder = Arc::new(Folder::open(parent, false, Arc::clone(&case.sources)).ok()?);
+        folders.insert(parent.to_owned(), Arc::clone(&folder));
+        folder
     };
     let dir = folder.root();
     Some(Beside { tree: folder, dir, path: None, store: None })

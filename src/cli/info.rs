@@ -7,6 +7,7 @@ use crate::report;
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use vdrecover_formats::link::Value as Said;
 use vdrecover_formats::{Content, FORMATS, Trust};
@@ -22,10 +23,11 @@ pub(super) struct Command {
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let case = global.open(&command.images, false, out)?;
     let mut worst = Outcome::doubt_if(!case.failed.is_empty());
-    for id in 0..case.items.len() {
+    for id in in_order(&case) {
         show(&case, id, out)?;
         let item = &case.items[id];
-        let absent = item.filled.iter().any(|filled| filled.bytes.is_none());
+        // A part of another image is complete when that is.
+        let absent = item.used_by.is_none() && item.filled.iter().any(|filled| filled.bytes.is_none());
         worst = worst.max(Outcome::doubt_if(absent || matches!(item.state, State::Failed(_))));
     }
     for noted in &case.findings {
@@ -33,6 +35,26 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         super::scan::show_finding(noted, out)?;
     }
     Ok(worst)
+}
+
+/// Every item behind the one that it lies in.
+fn in_order(case: &Case) -> Vec<ItemId> {
+    let holder = |id: ItemId| match &case.items[id].origin {
+        Origin::Source(_) => None,
+        Origin::File { store, .. } => case.stores[*store].item,
+        Origin::Inside(of) | Origin::Volume { of, .. } => Some(*of),
+    };
+    let mut inside: BTreeMap<Option<ItemId>, Vec<ItemId>> = BTreeMap::new();
+    for id in (0..case.items.len()).rev() {
+        inside.entry(holder(id)).or_default().push(id);
+    }
+    let mut order = Vec::new();
+    let mut todo = inside.remove(&None).unwrap_or_default();
+    while let Some(id) = todo.pop() {
+        order.push(id);
+        todo.extend(inside.remove(&Some(id)).unwrap_or_default());
+    }
+    order
 }
 
 fn show(case: &Case, id: ItemId, out: &mut Out) -> Result<()> {
@@ -64,6 +86,7 @@ fn show(case: &Case, id: ItemId, out: &mut Out) -> Result<()> {
         .wants
         .iter()
         .zip(&item.filled)
+        .filter(|_| item.used_by.is_none())
         .map(|(want, filled)| {
             json!({
                 "role": want.role.word(),
@@ -96,7 +119,8 @@ fn show(case: &Case, id: ItemId, out: &mut Out) -> Result<()> {
     for fact in &item.opened.facts {
         out.line(format_args!("{indent}  {}: {}", fact.name, for_people(&fact.value)))?;
     }
-    for (want, filled) in item.opened.wants.iter().zip(&item.filled) {
+    let wants = item.opened.wants.iter().zip(&item.filled);
+    for (want, filled) in wants.filter(|_| item.used_by.is_none()) {
         let found = if filled.bytes.is_some() { "found" } else { "missing" };
         out.line(format_args!("{indent}  {} {found}: {}", want.role.word(), filled.why))?;
     }

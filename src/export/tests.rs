@@ -4,7 +4,7 @@
 use super::*;
 use crate::digest::{hex, sha256};
 use std::fs;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;

@@ -10,7 +10,7 @@
 use super::*;
 use std::sync::Arc;
 use vdrecover_formats::adapt::{Blank, Concat, Damaged, Memory};
-use vdrecover_formats::format::{Magic, Sweep};
+use vdrecover_formats::format::{Holds, Magic, Sweep};
 use vdrecover_formats::{Bytes, Error, Memo, Opened};
 
 fn nothing(_: &Bytes, _: &Memo) -> Result<Opened, Error> {
@@ -29,7 +29,7 @@ const fn format(name: &'static str, look: Option<Look>) -> Format {
         Some(look) => Some(Sweep { look, build }),
         None => None,
     };
-    Format { name, about: "", spec: "", magics: NO, probe: |_| 0, open: nothing, sweep }
+    Format { name, about: "", holds: Holds::Disk, spec: "", magics: NO, probe: |_| 0, open: nothing, sweep }
 }
 
 /// `ABCD`, wherever it starts; reports those in the margin too, as a careless format would.

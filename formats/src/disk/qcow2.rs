@@ -13,7 +13,7 @@ mod snapshot;
 use crate::codec::Zstd;
 use crate::entries::Entries;
 use crate::error::Error;
-use crate::format::{Format, Magic, score};
+use crate::format::{Format, Holds, Magic, score};
 use crate::layer::{Bytes, Layer, Trust};
 use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
@@ -29,6 +29,7 @@ use std::sync::Arc;
 pub static FORMAT: Format = Format {
     name: "qcow2",
     about: "QEMU copy-on-write image, versions 2 and 3",
+    holds: Holds::Disk,
     spec: "QEMU docs/interop/qcow2.rst",
     magics: &[Magic { at: 0, bytes: header::MAGIC }],
     probe,

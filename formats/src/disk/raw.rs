@@ -1,7 +1,7 @@
 //! A raw image: what is in the file is what is on the disk. Every layer is one, if it is nothing else.
 
 use crate::error::Error;
-use crate::format::{Format, score};
+use crate::format::{Format, Holds, score};
 use crate::layer::{Bytes, Layer};
 use crate::link::{Content, Disk, Link, Opened};
 use crate::memo::Memo;
@@ -10,6 +10,7 @@ use crate::memo::Memo;
 pub static FORMAT: Format = Format {
     name: "raw",
     about: "Raw disk image (dd, img, flat)",
+    holds: Holds::Disk,
     spec: "none: byte for byte",
     magics: &[],
     probe,

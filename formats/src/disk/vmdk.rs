@@ -13,7 +13,7 @@ mod sparse;
 
 use crate::entries::Entries;
 use crate::error::Error;
-use crate::format::{Format, score};
+use crate::format::{Format, Holds, score};
 use crate::layer::{Bytes, Layer, Trust, Why};
 use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
@@ -29,6 +29,7 @@ use std::sync::Arc;
 pub static FORMAT: Format = Format {
     name: "vmdk",
     about: "VMware disk descriptor with its extents (flat, VMFS, hosted sparse, COWD, SESparse)",
+    holds: Holds::Disk,
     spec: "VMware Virtual Disk Format 5.0; libyal VMDK format notes",
     // The signature may stand behind blanks, and is text in any case.
     magics: &[],

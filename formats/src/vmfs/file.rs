@@ -6,6 +6,9 @@
 //!
 //! **A zero does not end an array.** It is a hole as long as all that it could have mapped, and a thin disk of
 //! 69 GiB can have its only pointer in slot 42.
+//!
+//! An array of nothing but zeros is a hole only if the descriptor counts no more blocks than all pointers of the file
+//! lead to; otherwise it was wiped, and what it mapped is lost. Zeros among other pointers can't be told from holes.
 
 use super::address::{Address, Block as FileBlock, Spot};
 use super::descriptor::{Descriptor, Shape};
@@ -18,7 +21,7 @@ use crate::num::{narrow, wide};
 use byteorder::{ByteOrder, LittleEndian};
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A file of a volume, as a layer.
 #[derive(Clone)]
@@ -29,6 +32,8 @@ pub struct File {
     top: Table,
     /// The bitmaps of file blocks, for a file that is not alive: what they have as used, somebody else has.
     heir: Option<Resource>,
+    /// Whether the descriptor counts more blocks than the pointers lead to; asked only for arrays of zeros.
+    lacks: OnceLock<bool>,
 }
 
 impl fmt::Debug for File {
@@ -90,7 +95,7 @@ impl File {
         let bytes = std::mem::take(&mut descriptor.pointers);
         let top =
             Table { at: descriptor.pointers_at, block: Arc::new(Block { bytes, fault: None, trust: Trust::Sound }) };
-        Self { space, pools, descriptor, top, heir: None }
+        Self { space, pools, descriptor, top, heir: None, lacks: OnceLock::new() }
     }
 
     /// The descriptor, without its pointers.
@@ -147,6 +152,9 @@ impl File {
             if raw == 0 {
                 let more = self.count(&table, index, want.saturating_sub(rest.min(want)), span, |next| next == 0);
                 let len = rest.saturating_add(shl(more, span)).min(want);
+                if self.is_wiped(&table) {
+                    return Run { trust, ..Run::lost(len, Why::Unmapped, table.at) };
+                }
                 return Run { len, place: Place::Hole, trust };
             }
             let Some(below) = level.checked_sub(1) else {
@@ -166,6 +174,15 @@ impl File {
             table = Table { at: position, block };
             level = below;
         }
+    }
+
+    /// Whether an array has no pointer at all, and the descriptor misses some.
+    fn is_wiped(&self, table: &Table) -> bool {
+        let lacks = || {
+            let survey = self.survey(&mut |_| {});
+            !survey.large && !survey.endless && survey.blocks < self.descriptor.blocks
+        };
+        table.block.bytes.iter().all(|byte| *byte == 0) && *self.lacks.get_or_init(lacks)
     }
 
     /// How many pointers behind `index` also pass, as far as `want` goes.

@@ -421,3 +421,10 @@ fn a_bad_device_says_what_is_wrong() {
         assert!(error.contains("LVM") && error.contains("0x100"), "{error}");
     }
 }
+
+#[test]
+fn versions_as_esxi_shows_them() {
+    let shown = [(false, 14, 81), (false, 24, 82), (true, 14, 60), (false, 19, 1)]
+        .map(|(local, major, minor)| super::version(local, major, minor));
+    assert_eq!(shown, ["VMFS-5.81", "VMFS-6.82", "VMFS-L", "VMFS 19.1"]);
+}

@@ -6,7 +6,7 @@
 use super::boot::{BootSector, PROTECTIVE, bytes, overlaps, type_name, volume_name};
 use crate::adapt::{Trusted, Window};
 use crate::error::Error;
-use crate::format::{Format, Magic, score};
+use crate::format::{Format, Holds, Magic, score};
 use crate::layer::{Bytes, Layer, Trust};
 use crate::link::{Content, Fact, Link, Opened, Value, Volume};
 use crate::memo::Memo;
@@ -22,6 +22,7 @@ use std::sync::Arc;
 pub static FORMAT: Format = Format {
     name: "gpt",
     about: "GUID partition table",
+    holds: Holds::Volumes,
     spec: "UEFI Specification 2.10, section 5.3",
     magics: &[Magic { at: 512, bytes: SIGNATURE }, Magic { at: 4096, bytes: SIGNATURE }],
     probe,

@@ -6,7 +6,7 @@
 use super::boot::{BootSector, Entry, PROTECTIVE, SECTOR, bytes, overlaps, type_name, volume_name};
 use crate::adapt::Window;
 use crate::error::Error;
-use crate::format::{Format, Magic, score};
+use crate::format::{Format, Holds, Magic, score};
 use crate::layer::{Bytes, Layer, Trust};
 use crate::link::{Content, Fact, Link, Opened, Value, Volume};
 use crate::memo::Memo;
@@ -18,6 +18,7 @@ use std::collections::BTreeSet;
 pub static FORMAT: Format = Format {
     name: "mbr",
     about: "Master boot record partitions",
+    holds: Holds::Volumes,
     spec: "UEFI Specification 2.10, section 5.2.1",
     magics: &[Magic { at: 510, bytes: &[0x55, 0xaa] }],
     probe,

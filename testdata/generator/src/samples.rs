@@ -4,8 +4,8 @@ use crate::hex;
 use crate::json::Json;
 use crate::vmdk::Descriptor;
 use crate::vmfs::{
-    Addressing, Allocation, Content, Deleted, Deletion, Expected, FileType, Layout, Version, Vmfs, VmfsSpec, name_hash,
-    pattern,
+    Addressing, Allocation, Content, Deleted, Deletion, Expected, FORMAT_TIME, FileType, Layout, Version, Vmfs,
+    VmfsSpec, name_hash, pattern,
 };
 use std::fs;
 use std::io;
@@ -243,6 +243,8 @@ fn delete_things(mut store: Vmfs) -> Vmfs {
 fn reformatted(version: Version) -> Vmfs {
     let auto = Layout::default();
     let mut older = Vmfs::new(VmfsSpec { seed: 7, ..spec(Version::Six, "older") });
+    // Files are older than the format over them.
+    older.set_time(FORMAT_TIME - 30 * 86_400);
     // The new datastore's file takes this one's descriptor.
     older.file("first", Content::bytes(*b"written over\n"), &auto);
     older.mkdir("test");

@@ -4,7 +4,7 @@ use super::sparse::{Dialect, Grain, Parent, Shape, Sparse, Table, power};
 use crate::audit::Codes;
 use crate::entries::{Entries, Page};
 use crate::error::Error;
-use crate::format::{Format, Magic, score};
+use crate::format::{Format, Holds, Magic, score};
 use crate::layer::{Bytes, Layer, Loss, Trust};
 use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
@@ -23,6 +23,7 @@ const TABLE_BITS: u32 = 12;
 pub static FORMAT: Format = Format {
     name: "cowd",
     about: "VMware COWD delta extent (vmfsSparse), without its descriptor",
+    holds: Holds::Disk,
     spec: "libyal VMDK format notes, COWD sparse extent",
     magics: &[Magic { at: 0, bytes: MAGIC }],
     probe,

@@ -2,7 +2,7 @@
 //!
 //! An extent has two full copies of its tables. Both are asked for every run: where they agree it is sound, where they
 //! do not, the copy that has something wins, doubtfully. Lost tables are zeros or garbage more often than data.
-//! Compressed (stream-optimized) extents have the same tables, of records of packed grains ([`packed`]).
+//! Compressed (stream-optimized) extents have the same tables, of records of packed grains (`packed.rs`).
 //!
 //! With its descriptor inside (`monolithicSparse`, `streamOptimized`) an extent is a disk of its own; what the
 //! descriptor calls the file is of no meaning, since files get renamed.
@@ -14,7 +14,7 @@ use crate::audit::{Codes, audit_runs};
 use crate::cursor::same_layer;
 use crate::entries::{Entries, Page};
 use crate::error::Error;
-use crate::format::{Format, Magic, score};
+use crate::format::{Format, Holds, Magic, score};
 use crate::layer::{Bytes, Fault, Layer, Loss, MAX_UNIT, Place, Run, Trust, Unit, Why};
 use crate::link::{Content, Disk, Fact, Link, Opened, Value};
 use crate::memo::Memo;
@@ -32,6 +32,7 @@ pub(super) const MAGIC: &[u8] = b"KDMV";
 pub static FORMAT: Format = Format {
     name: "kdmv",
     about: "VMware sparse disk (monolithicSparse, streamOptimized), or an extent of one",
+    holds: Holds::Disk,
     spec: "VMware Virtual Disk Format 5.0, Hosted Sparse Extents; libyal VMDK format notes",
     magics: &[Magic { at: 0, bytes: MAGIC }],
     probe,
@@ -56,7 +57,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
         Ok(None) => {
             // It may be one of many, and any of them may have a parent: what is not here need not be zero.
             let text = "there is no descriptor in it: it may be a part of a disk, and may have a parent";
-            findings.push(Finding::new("KDMV-NO-DESCRIPTOR", 28..44, Trust::Inferred, text));
+            findings.push(Finding::new("KDMV-NO-DESCRIPTOR", 28..44, Trust::Sound, text));
             header.at_best(Trust::Inferred);
             Descriptor::default()
         }
@@ -450,6 +451,8 @@ impl Layer for Redundant {
             copy.audit(part, &mut |note| match note {
                 Note::Claim { of: Use::Data(_), .. } => ControlFlow::Continue(()),
                 Note::Claim { range, .. } if range.start == 0 && !is_first => ControlFlow::Continue(()),
+                // Both lead to the same records.
+                Note::Finding(finding) if finding.code == packed::HEAD && !is_first => ControlFlow::Continue(()),
                 note => sink(note),
             })?;
         }

@@ -6,10 +6,11 @@
 
 use crate::codec::{Cut, inflate_zlib};
 use crate::layer::{Fault, Layer, Loss, MAX_UNIT, Place, Run, Trust, Unit, Why};
-use crate::memo::Memo;
+use crate::memo::{Block, Memo};
 use crate::num::{narrow, round_up, wide};
 use crate::read::{read_block, read_exact};
 use byteorder::{ByteOrder, LittleEndian};
+use std::sync::Arc;
 
 /// Special markers: a record of zero bytes, whose kind follows.
 pub(super) mod marker {
@@ -45,7 +46,21 @@ fn head_len(markers: bool) -> usize {
     if markers { 12 } else { 4 }
 }
 
+/// The code of a record that says of itself what can't be.
+pub(super) const HEAD: &str = "KDMV-GRAIN-HEAD";
+
 impl Packing {
+    /// The head of the record at `record`.
+    pub(super) fn head(&self, file: &dyn Layer, record: u64) -> Arc<Block> {
+        self.heads.get(record, || read_block(file, record, head_len(self.markers)))
+    }
+
+    /// Where a record says that its grain lies on the disk, if it does.
+    pub(super) fn place(&self, head: &Block) -> Option<u64> {
+        let sector = head.bytes.get(..8).filter(|_| self.markers).map(LittleEndian::read_u64)?;
+        Some(sector.saturating_mul(512))
+    }
+
     /// The run at `at` of the grain whose record lies at `record`, of up to `want` bytes. `entry` is what says so.
     pub(super) fn run<'a>(
         &'a self,
@@ -65,7 +80,7 @@ impl Packing {
             return lost(Why::Truncated, entry);
         }
         let head_len = head_len(self.markers);
-        let head = self.heads.get(record, || read_block(file, record, head_len));
+        let head = self.head(file, record);
         if let Some(fault) = head.fault {
             return lost(fault.loss.why, record);
         }
@@ -75,19 +90,13 @@ impl Packing {
         if size == 0 || size > grain.saturating_mul(2) {
             return lost(Why::Unmapped, record);
         }
-        if self.markers {
-            let sector = LittleEndian::read_u64(head.bytes.get(..8).unwrap_or(&[0; 8]));
-            let place = sector.saturating_mul(512);
-            if place != start {
-                // The sector of another grain: the table leads to what belongs elsewhere. What is no grain's sector
-                // is damage to the record's head.
-                if place < disk && place.checked_rem(grain) == Some(0) {
-                    return lost(Why::Unmapped, record);
-                }
-                trust = Trust::Doubtful;
-            }
-        } else {
-            trust = trust.max(Trust::Inferred);
+        match self.place(&head) {
+            None => trust = trust.max(Trust::Inferred),
+            Some(place) if place == start => {}
+            // The sector of another grain: the table leads to what belongs elsewhere.
+            Some(place) if place < disk && place.checked_rem(grain) == Some(0) => return lost(Why::Unmapped, record),
+            // What is no grain's sector is damage to the record's head.
+            Some(_) => trust = Trust::Doubtful,
         }
         // With its padding, which nothing else uses.
         let packed_len = round_up(size.saturating_add(wide(head_len)), 512).min(inside);

@@ -7,7 +7,7 @@ use super::sparse::{Area, Dialect, Grain, Parent, Shape, Sparse, Table};
 use crate::audit::Codes;
 use crate::entries::{Entries, Page};
 use crate::error::Error;
-use crate::format::{Format, Magic, score};
+use crate::format::{Format, Holds, Magic, score};
 use crate::layer::{Bytes, Layer, Loss, Trust};
 use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
@@ -22,6 +22,7 @@ use std::sync::Arc;
 pub static FORMAT: Format = Format {
     name: "sesparse",
     about: "VMware SESparse delta extent, without its descriptor",
+    holds: Holds::Disk,
     spec: "none published: what QEMU block/vmdk.c and dissect.hypervisor agree on",
     magics: &[Magic { at: 0, bytes: &[0xbe, 0xba, 0xfe, 0xca, 0, 0, 0, 0] }],
     probe,

@@ -5,7 +5,8 @@ use crate::audit::{Codes, audit_runs, claim, parts};
 use crate::entries::{Entries, Page};
 use crate::layer::{Bytes, Fault, Layer, Loss, Place, Run, Trust, Unit, Why};
 use crate::note::{Note, Sink, Use};
-use crate::{Error, Finding, num::wide};
+use crate::num::{round_up, wide};
+use crate::{Error, Finding};
 use std::fmt;
 use std::ops::{ControlFlow, Range};
 
@@ -262,6 +263,29 @@ impl<D: Dialect> Sparse<D> {
         start..end.min(self.shape.len)
     }
 
+    /// One finding for all packed grains of `range` whose records do not say that they are theirs.
+    fn audit_heads(&self, range: Range<u64>, sink: Sink<'_>) -> ControlFlow<()> {
+        let Some(packing) = self.packing.as_ref().filter(|packing| packing.markers) else {
+            return ControlFlow::Continue(());
+        };
+        let mut odd = 0_u64;
+        let mut first = None;
+        let mut at = range.start;
+        while at < range.end {
+            let run = self.run(at, range.end.saturating_sub(at));
+            if let Place::Coded(unit) = run.place
+                && packing.place(&packing.head(self.file(), unit.packed_at)) != Some(unit.start)
+            {
+                odd = odd.saturating_add(1);
+                first = first.or(Some(unit.packed_at));
+            }
+            at = at.saturating_add(run.len.max(1));
+        }
+        let Some(first) = first else { return ControlFlow::Continue(()) };
+        let text = format!("{odd} packed grains say that they lie where no grain does");
+        sink(Note::Finding(Finding::new(packed::HEAD, first..first.saturating_add(8), Trust::Doubtful, text)))
+    }
+
     /// Claims the marker that a stream has before a table or directory at `at`.
     fn claim_marker(&self, at: u64, kind: u32, sink: Sink<'_>) -> ControlFlow<()> {
         match at.checked_sub(512) {
@@ -316,7 +340,8 @@ impl<D: Dialect> Layer for Sparse<D> {
         let span = shl(1, self.span_bits());
         if part == 0 {
             let len = self.tables().min(self.shape.len.div_ceil(span)).saturating_mul(D::DIRECTORY_ENTRY);
-            claim(self.file(), self.shape.directory, len, Use::Metadata, &mut *sink)?;
+            // A directory has whole sectors in all kinds of extents.
+            claim(self.file(), self.shape.directory, round_up(len, 512), Use::Metadata, &mut *sink)?;
             self.claim_marker(self.shape.directory, marker::DIRECTORY, &mut *sink)?;
             for (at, len, of) in &self.areas {
                 claim(self.file(), *at, *len, *of, sink)?;
@@ -338,7 +363,8 @@ impl<D: Dialect> Layer for Sparse<D> {
                 }
                 Err(run) => at.saturating_add(run.len),
             };
-            audit_runs(self, at..next, parent, D::CODES, sink)?;
+            audit_runs(self, at..next, parent, D::CODES, &mut *sink)?;
+            self.audit_heads(at..next, &mut *sink)?;
             at = next.max(at.saturating_add(1));
         }
         ControlFlow::Continue(())

@@ -2,7 +2,7 @@
 
 use super::FileType;
 use super::resource::{MDA, put16, put32, put64};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Bytes of a VMFS5 entry.
 pub(crate) const ENTRY5: u64 = 140;
@@ -39,13 +39,16 @@ pub(crate) struct Directory {
     pub(crate) own: Entry,
     pub(crate) parent: Entry,
     slots: Vec<Option<Entry>>,
+    /// The slot of each name, and the slots without one.
+    index: BTreeMap<Vec<u8>, usize>,
+    free: BTreeSet<usize>,
     /// Bytes that a shrunken VMFS5 directory leaves behind its end.
     tail: Vec<u8>,
 }
 
 impl Directory {
     pub(crate) fn new(own: Entry, parent: Entry) -> Self {
-        Self { own, parent, slots: Vec::new(), tail: Vec::new() }
+        Self { own, parent, slots: Vec::new(), index: BTreeMap::new(), free: BTreeSet::new(), tail: Vec::new() }
     }
 
     pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -53,16 +56,19 @@ impl Directory {
     }
 
     pub(crate) fn find(&self, name: &[u8]) -> Option<&Entry> {
-        self.entries().find(|e| e.name == name)
+        self.slots[*self.index.get(name)?].as_ref()
     }
 
     /// Puts a name into the first free slot.
     pub(crate) fn insert(&mut self, entry: Entry) {
         assert!(!entry.name.is_empty() && entry.name.len() < 128, "a name takes 1 to 127 bytes: {}", entry.name.len());
         self.tail.clear();
-        match self.slots.iter().position(Option::is_none) {
-            Some(free) => self.slots[free] = Some(entry),
-            None => self.slots.push(Some(entry)),
+        let slot = self.free.pop_first().unwrap_or(self.slots.len());
+        self.index.insert(entry.name.clone(), slot);
+        if slot == self.slots.len() {
+            self.slots.push(Some(entry));
+        } else {
+            self.slots[slot] = Some(entry);
         }
     }
 
@@ -70,8 +76,10 @@ impl Directory {
     /// behind the new end.
     pub(crate) fn remove(&mut self, name: &[u8], six: bool) {
         let slot = self.slot_of(name);
+        self.index.remove(name);
         if six {
             self.slots[slot] = None;
+            self.free.insert(slot);
             return;
         }
         let last = self.slots.pop().flatten().expect("a VMFS5 directory has no empty slots");
@@ -79,13 +87,14 @@ impl Directory {
         stale.append(&mut self.tail);
         self.tail = stale;
         if slot < self.slots.len() {
+            self.index.insert(last.name.clone(), slot);
             self.slots[slot] = Some(last);
         }
     }
 
     fn slot_of(&self, name: &[u8]) -> usize {
-        let at = self.slots.iter().position(|s| s.as_ref().is_some_and(|e| e.name == name));
-        at.unwrap_or_else(|| panic!("no entry {}", String::from_utf8_lossy(name)))
+        let at = self.index.get(name);
+        *at.unwrap_or_else(|| panic!("no entry {}", String::from_utf8_lossy(name)))
     }
 
     /// Where a name's entry begins inside the directory file.

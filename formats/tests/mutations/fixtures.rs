@@ -1,0 +1,354 @@
+//! One fixture or more for every row of the table of formats, with the places of their metadata.
+
+use super::image::Image;
+use std::ops::Range;
+use std::sync::Arc;
+use vdrecover_formats::Bytes;
+use vdrecover_formats::link::{Role, Want};
+use vdrecover_testdata::vmdk::{self, Descriptor, Grain, Order};
+use vdrecover_testdata::vmfs::{Addressing, Content, Expected, FileType, Layout, Version, Vmfs, VmfsSpec, pattern};
+use vdrecover_testdata::{Device, gpt, qcow2};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// An image, or several that belong together; the first is the one that is opened.
+#[derive(Clone, Debug)]
+pub struct Fixture {
+    pub name: &'static str,
+    /// The row of the table that reads it.
+    pub format: &'static str,
+    pub parts: Vec<Part>,
+    pub expect: Expect,
+    /// Whether the format knows how long its image must be.
+    pub knows_len: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// What the others call it.
+    pub name: String,
+    pub device: Arc<Device>,
+    /// Where metadata lies. An image without any is not mutated.
+    pub areas: Vec<Area>,
+}
+
+/// Where a structure lies.
+#[derive(Clone, Debug)]
+pub struct Area {
+    pub what: &'static str,
+    pub range: Range<u64>,
+    /// Whether the format has a checksum or a copy that reveals any one change.
+    pub checked: bool,
+}
+
+#[derive(Clone, Debug)]
+pub enum Expect {
+    Disk(Device),
+    Volumes(Vec<(&'static str, Range<u64>)>),
+    Tree(Vec<Expected>),
+}
+
+fn area(what: &'static str, at: u64, len: u64) -> Area {
+    Area { what, range: at..at + len, checked: false }
+}
+
+fn checked(what: &'static str, at: u64, len: u64) -> Area {
+    Area { checked: true, ..area(what, at, len) }
+}
+
+fn part(name: &str, bytes: &[u8], areas: Vec<Area>) -> Part {
+    Part { name: name.into(), device: Arc::new(Device::from_bytes(bytes)), areas }
+}
+
+impl Fixture {
+    /// What a want of the opened image gets, by its role and the name in it.
+    pub fn partner(&self, images: &[Bytes], want: &Want, members: &mut usize) -> Option<Bytes> {
+        let named = |name: &[u8]| self.parts.iter().position(|part| part.name.as_bytes() == name);
+        let index = match want.role {
+            Role::Parent => named(b"parent"),
+            Role::Extent | Role::DataFile => want.hint.as_deref().and_then(named),
+            Role::Member => {
+                *members += 1;
+                Some(*members)
+            }
+        };
+        images.get(index?).cloned()
+    }
+
+    pub fn images(&self) -> Vec<Image> {
+        self.parts.iter().map(|part| Image::new(&part.device)).collect()
+    }
+}
+
+/// All fixtures.
+pub fn all() -> Vec<Fixture> {
+    let mut all = vec![raw(), mbr_disk(), gpt_disk(), flat(), hosted(), cowd(), sesparse()];
+    let plain = qcow2::Options { cluster_bits: 12, ..qcow2::Options::default() };
+    for (name, options) in [
+        ("qcow2", plain.clone()),
+        ("qcow2-v2", qcow2::Options { version: 2, ..plain.clone() }),
+        ("qcow2-deflate", qcow2::Options { compression: qcow2::Compression::Deflate, ..plain.clone() }),
+        ("qcow2-zstd", qcow2::Options { compression: qcow2::Compression::Zstd, cluster_bits: 16, ..plain.clone() }),
+        (
+            "qcow2-backed",
+            qcow2::Options {
+                backing: Some(("parent".into(), "raw".into())),
+                zero_clusters: vec![3 * MIB..3 * MIB + 64 * KIB],
+                ..plain
+            },
+        ),
+    ] {
+        all.push(qcow2_disk(name, &options));
+    }
+    all.extend([
+        vmfs("vmfs5", VmfsSpec::new(Version::Five, 288 << 20)),
+        vmfs("vmfs6", VmfsSpec::new(Version::Six, 288 << 20)),
+        vmfs("vmfs6-span", VmfsSpec { extents: vec![320 << 20, 288 << 20], ..VmfsSpec::new(Version::Six, 0) }),
+    ]);
+    all
+}
+
+/// A disk with data at both ends and holes between.
+pub fn disk(len: u64, seed: u64) -> Device {
+    let mut device = Device::new(len);
+    device.write(0, &pattern(9000, seed));
+    device.write(len / 4 + 700, &pattern(100_000, seed + 1));
+    device.write(len / 2, &vec![0x5A; 70_000]);
+    device.write(len - 5000, &pattern(5000, seed + 2));
+    device
+}
+
+fn be64(bytes: &[u8], at: u64) -> u64 {
+    u64::from_be_bytes(bytes[at as usize..at as usize + 8].try_into().unwrap())
+}
+
+fn le64(bytes: &[u8], at: u64) -> u64 {
+    u64::from_le_bytes(bytes[at as usize..at as usize + 8].try_into().unwrap())
+}
+
+fn le32(bytes: &[u8], at: u64) -> u64 {
+    u64::from(u32::from_le_bytes(bytes[at as usize..at as usize + 4].try_into().unwrap()))
+}
+
+fn raw() -> Fixture {
+    let device = disk(MIB, 1);
+    let parts =
+        vec![Part { name: "disk".into(), device: Arc::new(device.clone()), areas: vec![area("data", 0, 4096)] }];
+    Fixture { name: "raw", format: "raw", parts, expect: Expect::Disk(device), knows_len: false }
+}
+
+fn mbr_disk() -> Fixture {
+    let mut device = disk(8 * MIB, 10);
+    gpt::write_mbr(&mut device, 0x1234_5678, &[(0x83, MIB, 2 * MIB), (0xFB, 4 * MIB, 3 * MIB)]);
+    let parts = vec![Part { name: "disk".into(), device: Arc::new(device), areas: vec![area("table", 440, 72)] }];
+    let expect = Expect::Volumes(vec![("p1", MIB..3 * MIB), ("p2", 4 * MIB..7 * MIB)]);
+    Fixture { name: "mbr", format: "mbr", parts, expect, knows_len: true }
+}
+
+fn gpt_disk() -> Fixture {
+    let len = 8 * MIB;
+    let mut device = disk(len, 20);
+    let partition = |name, start, len| gpt::Partition { kind: gpt::Guid::seeded(7), name, start, len };
+    let rows = [partition("first", MIB, 2 * MIB), partition("second", 4 * MIB, 3 * MIB)];
+    gpt::write_gpt(&mut device, gpt::Guid::seeded(9), &rows);
+    let areas = vec![
+        checked("protective MBR", 440, 72),
+        checked("primary header", 512, 92),
+        checked("primary table", 1024, 512),
+        checked("backup table", len - 33 * 512, 512),
+        checked("backup header", len - 512, 92),
+    ];
+    let parts = vec![Part { name: "disk".into(), device: Arc::new(device), areas }];
+    let expect = Expect::Volumes(vec![("p1", MIB..3 * MIB), ("p2", 4 * MIB..7 * MIB)]);
+    Fixture { name: "gpt", format: "gpt", parts, expect, knows_len: true }
+}
+
+fn flat() -> Fixture {
+    let device = disk(2 * MIB, 30);
+    let text = Descriptor::flat(device.len(), "disk-flat.vmdk", true, 30).text();
+    let text = part("disk.vmdk", text.as_bytes(), vec![area("descriptor", 0, text.len() as u64)]);
+    let extent = Part { name: "disk-flat.vmdk".into(), device: Arc::new(device.clone()), areas: Vec::new() };
+    let expect = Expect::Disk(device);
+    Fixture { name: "vmdk-flat", format: "vmdk", parts: vec![text, extent], expect, knows_len: true }
+}
+
+/// A sparse extent, opened through a descriptor that names it.
+fn sparse(
+    name: &'static str,
+    kind: &str,
+    bytes: &[u8],
+    areas: Vec<Area>,
+    device: Device,
+    parent: Option<Device>,
+) -> Fixture {
+    let text = if parent.is_some() {
+        Descriptor::delta(device.len(), kind, "extent.vmdk", "parent", 31).text()
+    } else {
+        let mut descriptor = Descriptor::flat(device.len(), "extent.vmdk", true, 31);
+        descriptor.create_type = "twoGbMaxExtentSparse".into();
+        descriptor.extents = vec![("RW".into(), device.len() / 512, kind.into(), "extent.vmdk".into())];
+        descriptor.text()
+    };
+    let mut parts = vec![part("disk.vmdk", text.as_bytes(), Vec::new()), part("extent.vmdk", bytes, areas)];
+    parts.extend(parent.map(|device| Part { name: "parent".into(), device: Arc::new(device), areas: Vec::new() }));
+    Fixture { name, format: "vmdk", parts, expect: Expect::Disk(device), knows_len: true }
+}
+
+fn hosted() -> Fixture {
+    let device = disk(4 * MIB, 40);
+    let bytes = vmdk::hosted_sparse(&device, "extent.vmdk", 0x1234_5678);
+    let mut areas = vec![area("header", 0, 79)];
+    for (directory, tables, field) in
+        [("second directory", "second tables", 48), ("first directory", "first tables", 56)]
+    {
+        let at = le64(&bytes, field) * 512;
+        areas.push(checked(directory, at, 4));
+        areas.push(checked(tables, le32(&bytes, at) * 512, 64 * 4));
+    }
+    sparse("vmdk-hosted", "SPARSE", &bytes, areas, device, None)
+}
+
+/// A parent, what a delta of grains makes of it, and the grains.
+fn delta(grain: u64) -> (Device, Device, std::collections::BTreeMap<u64, Grain>) {
+    let parent = disk(4 * MIB, 50);
+    let mut now = parent.clone();
+    now.write(64 * KIB, &pattern(50_000, 53));
+    now.zero(2 * MIB..2 * MIB + 16 * KIB);
+    let grains = vmdk::difference(&parent, &now, grain);
+    (parent, now, grains)
+}
+
+fn cowd() -> Fixture {
+    let (parent, now, grains) = delta(512);
+    let bytes = vmdk::cowd(now.len(), &grains);
+    let directory = le32(&bytes, 20) * 512;
+    let entries = le32(&bytes, 24);
+    let mut areas = vec![area("header", 0, 32), area("directory", directory, entries * 4)];
+    for entry in 0..entries {
+        let table = le32(&bytes, directory + entry * 4) * 512;
+        areas.extend((table != 0).then(|| area("tables", table, 4096)));
+    }
+    sparse("vmdk-cowd", "VMFSSPARSE", &bytes, areas, now, Some(parent))
+}
+
+fn sesparse() -> Fixture {
+    let (parent, now, grains) = delta(4096);
+    let bytes = vmdk::sesparse(now.len(), &grains, Order::Descending);
+    let field = |n: u64| le64(&bytes, n * 8) * 512;
+    let areas = vec![
+        area("constant header", 0, 208),
+        area("volatile header", 512, 32),
+        area("directory", field(16), 8),
+        area("tables", field(18), 8 * KIB),
+    ];
+    let extent = part("extent.vmdk", &bytes, areas);
+    let parent = Part { name: "parent".into(), device: Arc::new(parent), areas: Vec::new() };
+    let expect = Expect::Disk(now);
+    Fixture { name: "sesparse", format: "sesparse", parts: vec![extent, parent], expect, knows_len: true }
+}
+
+fn qcow2_disk(name: &'static str, options: &qcow2::Options) -> Fixture {
+    let mut device = disk(4 * MIB, 60);
+    let bytes = qcow2::write(&device, options);
+    let cluster = 1 << options.cluster_bits;
+    let header = if options.version == 3 { 112 } else { 72 };
+    let (l1, l1_size) = (be64(&bytes, 40), be64(&bytes, 32) & 0xFFFF_FFFF);
+    let refcounts = be64(&bytes, 48);
+    let mut areas = vec![area("header", 0, header), area("refcounts", refcounts, 8), area("L1", l1, l1_size * 8)];
+    let entries = device.len() >> options.cluster_bits;
+    for index in 0..l1_size {
+        let table = be64(&bytes, l1 + index * 8) & 0x00FF_FFFF_FFFF_FE00;
+        areas.extend((table != 0).then(|| area("L2", table, cluster.min(entries * 8))));
+    }
+    let mut parts = vec![part("disk.qcow2", &bytes, areas)];
+    if options.backing.is_some() {
+        let parent = disk(3 * MIB + 512, 70);
+        let mut seen = Device::new(device.len());
+        seen.embed(0, &parent);
+        // Whole clusters cover the parent; flagged ones cover it with zeros.
+        let clusters: std::collections::BTreeSet<u64> = device.blocks().map(|(at, _)| at / cluster).collect();
+        for n in clusters {
+            seen.write(n * cluster, &device.read(n * cluster, cluster as usize));
+        }
+        for range in &options.zero_clusters {
+            seen.zero(range.clone());
+        }
+        device = seen;
+        parts.push(Part { name: "parent".into(), device: Arc::new(parent), areas: Vec::new() });
+    }
+    Fixture { name, format: "qcow2", parts, expect: Expect::Disk(device), knows_len: true }
+}
+
+/// The files of the VMFS fixtures: every addressing that the version has.
+pub fn fill(store: &mut Vmfs, six: bool) {
+    let auto = Layout::default();
+    let by = |addressing| Layout::default().addressing(addressing);
+    store.file("small", Content::bytes(*b"tiny\n"), &auto);
+    store.file("sub-blocks", Content::patterned(70_000, 80), &by(Addressing::SubBlock));
+    store.file("direct", Content::patterned(2_500_000, 81), &by(Addressing::Direct));
+    store.file("single", Content::patterned(3_000_001, 82), &by(Addressing::Single).shuffled(3));
+    store.file("double", Content::patterned(2_000_000, 83), &by(Addressing::Double));
+    if !six {
+        store.file("pb2", Content::patterned(1_500_000, 84), &by(Addressing::SinglePb2));
+    }
+    store.file("thin", Content::sparse(40 * GIB).with(20 * GIB, pattern(9999, 85)), &auto);
+    store.symlink("link", "/vmfs/volumes/datastore1/small");
+    store.rdm("raw", 7 * GIB);
+    store.mkdir("folder");
+    for n in 0..40 {
+        store.file(&format!("folder/file{n}"), Content::bytes(format!("File {n}\n")), &auto);
+    }
+    store.mkdir("folder/inner");
+    store.file("folder/inner/deep", Content::patterned(20_000, 86), &auto);
+    store.file("gone", Content::patterned(1_200_000, 87), &auto);
+    store.delete_keeping_pointers("gone");
+}
+
+fn vmfs(name: &'static str, spec: VmfsSpec) -> Fixture {
+    let six = spec.version == Version::Six;
+    let devices = spec.extents.len();
+    let mut store = Vmfs::new(spec);
+    fill(&mut store, six);
+    let mut places: Vec<(&'static str, u64, u64)> = Vec::new();
+    for (mark, lv) in store.landmarks() {
+        match mark.as_str() {
+            "fs header" => places.push(("header", lv, 0x13A)),
+            "heartbeats" => places.push(("heartbeats", lv, 4096)),
+            mark if mark.ends_with(" data") => places.push(("resource files", lv, 0x44)),
+            _ => places.push(("system descriptors", lv, if six { 8192 } else { 2048 })),
+        }
+    }
+    for Expected { path, kind, .. } in store.expected() {
+        let at = store.locate(&path);
+        places.push(("clusters", at.cluster_lv, if six { 8192 } else { 1024 }));
+        places.push(("descriptors", at.fd_lv, if six { 4096 + 0x8A } else { 512 + 0x8A }));
+        // Resident data and mappings have other things there.
+        let mapped = at.resident_lv.is_none() && kind != FileType::Rdm;
+        places.extend(mapped.then_some(("pointers", at.pointers_lv, 64)));
+        places.extend(at.entry_lv.map(|lv| ("folders", lv, if six { 280 } else { 140 })));
+        for table in &at.pointer_blocks {
+            places.push(("pointer blocks", table.lv, table.len));
+        }
+        if path.starts_with("folder") && !path.contains("file") && path != "folder/inner/deep" {
+            places.extend(at.blocks.iter().map(|block| ("folders", block.lv, block.len.min(128 * KIB))));
+        }
+    }
+    let mut areas: Vec<Vec<Area>> = (0..devices)
+        .map(|_| vec![area("LVM header", 0x10_0000, 0x1200), area("LVM extents", 0x18_0000, 0x2200)])
+        .collect();
+    for (what, lv, len) in places {
+        let (device, at) = store.device_position(lv);
+        areas[device].push(area(what, at, len));
+    }
+    let expect = Expect::Tree(store.expected());
+    let parts = store
+        .finish()
+        .into_iter()
+        .zip(areas)
+        .enumerate()
+        .map(|(n, (device, areas))| Part { name: format!("device{n}"), device: Arc::new(device), areas })
+        .collect();
+    Fixture { name, format: "vmfs", parts, expect, knows_len: true }
+}

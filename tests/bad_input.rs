@@ -1,0 +1,198 @@
+//! What is wrong with an input or a destination is told in one clear line, with the right exit code, and nothing
+//! is written over.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod common;
+
+use common::{demo, expect, skip, vdrecover};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Runs the program, expects failure, and that the message holds all `words`. Gives the message.
+#[track_caller]
+fn fails<S: AsRef<OsStr>>(args: &[S], words: &[&str]) -> String {
+    let output = vdrecover(args);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(output.stdout.is_empty(), "results in spite of the failure");
+    for word in words {
+        assert!(told.contains(word), "no {word:?} in {told:?}");
+    }
+    let lines: Vec<&str> = told.lines().collect();
+    assert!(lines.len() == 1 && lines[0].starts_with("vdrecover: ") && !told.contains("panicked"), "{told}");
+    told
+}
+
+fn arg(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn inputs_that_are_no_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("notes.txt"), "hello").unwrap();
+    fs::write(at("empty.img"), "").unwrap();
+    fs::create_dir(at("nothing")).unwrap();
+    fs::write(at("nothing/notes.txt"), "hello").unwrap();
+    let status = Command::new("mkfifo").arg(at("pipe")).status().unwrap();
+    assert!(status.success());
+    for command in ["scan", "info", "ls"] {
+        fails(&[command, arg(&at("notes.txt"))], &["notes.txt", "no image", "5 bytes"]);
+        fails(&[command, arg(&at("empty.img"))], &["empty.img", "empty"]);
+        fails(&[command, arg(&at("nothing"))], &["nothing", "folder", "no image"]);
+        fails(&[command, arg(&at("pipe"))], &["pipe"]);
+        fails(&[command, arg(&at("missing.img"))], &["missing.img", "No such file"]);
+    }
+    fails(
+        &["scan", arg(&demo()), "--mapfile", &format!("{}={}", arg(&demo()), arg(&at("missing.map")))],
+        &["missing.map"],
+    );
+    fails(&["scan", arg(&demo()), "--mapfile", &format!("{}={}", arg(&demo()), arg(&at("notes.txt")))], &["notes.txt"]);
+}
+
+#[test]
+fn one_bad_input_among_good_ones_is_told_and_the_rest_goes_on() {
+    let output = vdrecover(["scan", arg(&demo()), "no-such-file.img"]);
+    let (text, told) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(text.contains("web01") && told.contains("no-such-file.img"), "{told}");
+}
+
+#[test]
+fn a_truncated_image_says_what_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let cut = folder.path().join("cut.qcow2");
+    let whole = fs::read(demo()).unwrap();
+    fs::write(&cut, &whole[..whole.len() * 3 / 4]).unwrap();
+    let rows = common::records(1, ["scan", "--json", arg(&cut)]);
+    let lost: u64 = rows.iter().filter(|row| row["record"] == "vm").map(|row| row["missing"].as_u64().unwrap()).sum();
+    assert!(lost > 0 || rows.iter().any(|row| row["record"] == "finding" && row["trust"] == "doubtful"));
+    let locator = format!("{}::vms/db01/db01.raw", arg(&cut));
+    let output = vdrecover(["cat", &locator]);
+    // Either it is whole in what is left, or `cat` stops: never zeros with exit code 0.
+    if output.status.code() == Some(0) {
+        assert_eq!(output.stdout, expect(0, ["cat", &format!("{}::vms/db01/db01.raw", arg(&demo()))]));
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_while_it_is_read_is_a_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shrinks.raw");
+    let file = File::create(&path).unwrap();
+    file.write_all_at(&vec![7; 64 << 20], 0).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_vdrecover"))
+        .args(["cat", arg(&path)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut out = child.stdout.take().unwrap();
+    let mut first = [0; 4096];
+    std::io::Read::read_exact(&mut out, &mut first).unwrap();
+    file.set_len(32 << 20).unwrap();
+    let mut rest = Vec::new();
+    std::io::Read::read_to_end(&mut out, &mut rest).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(rest.iter().all(|byte| *byte == 7) && rest.len() + first.len() >= 32 << 20, "{}", rest.len());
+    assert!(told.contains("stopped at"), "{told}");
+}
+
+#[test]
+fn paths_that_are_not_in_it() {
+    let at = |path: &str| format!("{}::{path}", arg(&demo()));
+    fails(&["ls", &at("vms/web02")], &["vms/web02", "no such path"]);
+    fails(&["cat", &at("vms/web01")], &["vms/web01", "folder"]);
+    fails(&["cat", &at("vms/web01/web01.raw"), "--offset", "1T"], &["behind its end"]);
+    fails(&["trace", &at("vms/web01/web01.raw"), "--offset", "128M"], &["behind its end"]);
+    let folder = tempfile::tempdir().unwrap();
+    fails(
+        &["recover", arg(&demo()), "--vm", "web02", "-o", arg(&folder.path().join("x"))],
+        &["web02", "web01", "db01"],
+    );
+}
+
+#[test]
+fn destinations_that_must_not_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let evidence = folder.path().join("evidence");
+    fs::create_dir(&evidence).unwrap();
+    let image = evidence.join("datastore.qcow2");
+    fs::copy(demo(), &image).unwrap();
+    let before = fs::read(&image).unwrap();
+    let disk = format!("{}::vms/db01/db01.raw", arg(&image));
+    // The input itself, by its name, by a link, and a file in a folder that was given.
+    fails(&["export", &disk, "-o", arg(&image), "--force"], &["datastore.qcow2"]);
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    fails(&["export", &disk, "-o", arg(&link), "--force"], &["link"]);
+    fails(&["recover", arg(&evidence), "-o", arg(&evidence.join("out"))], &["out"]);
+    assert!(!evidence.join("out").exists());
+    // What exists stays, without --force.
+    let there = folder.path().join("there");
+    fs::write(&there, "mine").unwrap();
+    fails(&["export", &disk, "-o", arg(&there)], &["there", "--force"]);
+    assert_eq!(fs::read(&there).unwrap(), b"mine");
+    expect(0, ["export", &disk, "-o", arg(&there), "--force"]);
+    fails(&["export", &disk, "-o", arg(&folder.path().join("db01.qcow2"))], &["db01.qcow2", "raw"]);
+    fails(&["export", &disk, "-o", arg(folder.path())], &["folder"]);
+    fails(&["export", &disk, "-o", arg(&folder.path().join("no/such/folder.raw"))], &["no/such"]);
+    assert_eq!(fs::read(&image).unwrap(), before);
+    assert_eq!(fs::read_dir(&evidence).unwrap().count(), 1);
+}
+
+#[test]
+fn mount_points_that_can_not_be_used() {
+    let test = "mount_points_that_can_not_be_used";
+    let folder = tempfile::tempdir().unwrap();
+    let full = folder.path().join("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("file"), "mine").unwrap();
+    fails(&["mount", arg(&demo()), arg(&full)], &["full", "not empty"]);
+    fails(&["mount", arg(&demo()), arg(&folder.path().join("missing"))], &["missing"]);
+    fails(&["mount", arg(&demo()), arg(&full.join("file"))], &["file"]);
+    if fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_err() {
+        return skip(test, "/dev/fuse can't be opened");
+    }
+    let busy = folder.path().join("busy");
+    fs::create_dir(&busy).unwrap();
+    expect(0, ["mount", arg(&demo()), arg(&busy)]);
+    fails(&["mount", arg(&demo()), arg(&busy)], &["busy"]);
+    assert!(Command::new("umount").arg(&busy).status().unwrap().success());
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let script = format!(
+        "{0} cat {1}::vms/db01/db01.raw | head -c 10 >/dev/null; {0} ls -R {1} | head -1",
+        env!("CARGO_BIN_EXE_vdrecover"),
+        arg(&demo())
+    );
+    let output = Command::new("bash").args(["-o", "pipefail", "-c", &script]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn names_in_images_open_nothing_outside() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("given")).unwrap();
+    fs::write(at("secret"), vec![b's'; 1 << 20]).unwrap();
+    std::os::unix::fs::symlink(at("secret"), at("given/link-flat.vmdk")).unwrap();
+    for name in ["../secret", "/etc/passwd", "link-flat.vmdk", arg(&at("secret"))] {
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"vmfs\"\nRW 2048 VMFS \"{name}\"\n"
+        );
+        fs::write(at("given/disk.vmdk"), text).unwrap();
+        let out = vdrecover(["cat", "--fill", arg(&at("given/disk.vmdk"))]);
+        assert_eq!(out.status.code(), Some(1), "{name}");
+        assert!(out.stdout.iter().all(|byte| *byte == 0), "{name} was opened");
+    }
+}
