@@ -7,10 +7,7 @@
     clippy::as_conversions,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
-<<<<<<< HEAD
-=======
     clippy::single_range_in_vec_init,
->>>>>>> mut
     missing_docs,
     reason = "tests"
 )]
@@ -85,22 +82,11 @@ fn one(version: Version) -> Vmfs {
     store(version, vec![320 << 20])
 }
 
-<<<<<<< HEAD
-fn finish(store: Vmfs) -> Vec<Device> {
-    store.finish()
-}
-
-=======
->>>>>>> mut
 fn disk(device: Device) -> Bytes {
     Arc::new(Disk(device))
 }
 
-<<<<<<< HEAD
-fn open(devices: Vec<Option<Bytes>>) -> Arc<dyn Tree> {
-=======
 fn open(devices: &[Option<Bytes>]) -> Arc<dyn Tree> {
->>>>>>> mut
     let first = devices[0].clone().unwrap();
     let opened = (vmfs::FORMAT.open)(&first, &Pool::new(16 << 20).share()).unwrap();
     let Ok(Content::Tree(tree)) = (opened.join)(&devices[1..]) else { panic!("no datastore") };
@@ -115,17 +101,10 @@ fn find(tree: &dyn Tree, path: &str) -> NodeId {
 fn lost(layer: &dyn Layer) -> Vec<(Range<u64>, Why)> {
     let mut lost: Vec<(Range<u64>, Why)> = Vec::new();
     for run in walk(layer, 0..layer.len()) {
-<<<<<<< HEAD
-        let Place::Lost(loss) = run.place else { continue };
-        match lost.last_mut() {
-            Some((range, why)) if range.end == run.at && *why == loss.why => range.end += run.len,
-            _ => lost.push((run.at..run.at + run.len, loss.why)),
-=======
         let Place::Lost(cause) = run.place else { continue };
         match lost.last_mut() {
             Some((range, why)) if range.end == run.at && *why == cause.why => range.end += run.len,
             _ => lost.push((run.at..run.at + run.len, cause.why)),
->>>>>>> mut
         }
     }
     lost
@@ -187,30 +166,18 @@ fn a_pointer_block_costs_what_it_maps() {
                 let table = store.locate(name).pointer_blocks[index];
                 assert_eq!(table.level, 0);
                 let (_, at) = store.device_position(table.lv);
-<<<<<<< HEAD
-                let device = finish(store).remove(0);
-                let gap = table.offset..table.offset + leaf(version);
-
-                let bad = Damaged::new(disk(device.clone()), vec![at..at + table.len], Why::Unreadable);
-                let tree = open(vec![Some(Arc::new(bad))]);
-=======
                 let device = store.finish().remove(0);
                 let gap = table.offset..table.offset + leaf(version);
 
                 let bad = Damaged::new(disk(device.clone()), vec![at..at + table.len], Why::Unreadable);
                 let tree = open(&[Some(Arc::new(bad))]);
->>>>>>> mut
                 check(&*tree, named(&files, name), &[(gap.clone(), Why::Unmapped)]);
                 others(&*tree, &files, &[name]);
                 assert!(codes(&*tree).contains("VMFS-POINTER"), "{version:?} {name}");
 
                 let mut wiped = device.clone();
                 wiped.zero(at..at + table.len);
-<<<<<<< HEAD
-                let tree = open(vec![Some(disk(wiped))]);
-=======
                 let tree = open(&[Some(disk(wiped))]);
->>>>>>> mut
                 check(&*tree, named(&files, name), &[(gap, Why::Unmapped)]);
                 others(&*tree, &files, &[name]);
                 let codes = codes(&*tree);
@@ -229,28 +196,16 @@ fn an_upper_pointer_block_costs_all_below() {
         let located = store.locate("deep");
         let table = *located.pointer_blocks.iter().find(|table| table.level == 1).unwrap();
         let (_, at) = store.device_position(table.lv);
-<<<<<<< HEAD
-        let device = finish(store).remove(0);
-        let file = named(&files, "deep");
-        let all = [(0..file.len, Why::Unmapped)];
-        let bad = Damaged::new(disk(device.clone()), vec![at..at + table.len], Why::Unreadable);
-        let tree = open(vec![Some(Arc::new(bad))]);
-=======
         let device = store.finish().remove(0);
         let file = named(&files, "deep");
         let all = [(0..file.len, Why::Unmapped)];
         let bad = Damaged::new(disk(device.clone()), vec![at..at + table.len], Why::Unreadable);
         let tree = open(&[Some(Arc::new(bad))]);
->>>>>>> mut
         check(&*tree, file, &all);
         others(&*tree, &files, &["deep"]);
         let mut wiped = device;
         wiped.zero(at..at + table.len);
-<<<<<<< HEAD
-        let tree = open(vec![Some(disk(wiped))]);
-=======
         let tree = open(&[Some(disk(wiped))]);
->>>>>>> mut
         check(&*tree, file, &all);
         others(&*tree, &files, &["deep"]);
     }
@@ -264,15 +219,9 @@ fn wiped_pointers_are_no_hole() {
         let files = store.expected();
         let at = store.locate("direct");
         let (_, start) = store.device_position(at.pointers_lv);
-<<<<<<< HEAD
-        let mut device = finish(store).remove(0);
-        device.zero(start..start + 1024);
-        let tree = open(vec![Some(disk(device))]);
-=======
         let mut device = store.finish().remove(0);
         device.zero(start..start + 1024);
         let tree = open(&[Some(disk(device))]);
->>>>>>> mut
         let file = named(&files, "direct");
         check(&*tree, file, &[(0..file.len, Why::Unmapped)]);
         others(&*tree, &files, &["direct"]);
@@ -286,15 +235,9 @@ fn a_descriptor_of_garbage_costs_its_file() {
         let files = store.expected();
         let Located { fd, fd_lv, fd_len, .. } = store.locate("direct");
         let (_, at) = store.device_position(fd_lv);
-<<<<<<< HEAD
-        let mut device = finish(store).remove(0);
-        device.write(at, &pattern(fd_len as usize, 99));
-        let tree = open(vec![Some(disk(device))]);
-=======
         let mut device = store.finish().remove(0);
         device.write(at, &pattern(fd_len as usize, 99));
         let tree = open(&[Some(disk(device))]);
->>>>>>> mut
         let id = NodeId(fd.into());
         let entry = tree.lookup(tree.root(), b"direct").unwrap().unwrap();
         assert_eq!(entry.id, id);
@@ -322,13 +265,8 @@ fn a_bad_block_of_a_folder_costs_the_names_in_it() {
         let hit = |at: u64| at < bad.end && bad.start < at + entry_len;
         let want: BTreeSet<&str> = names.iter().zip(&at).filter(|(_, at)| !hit(**at)).map(|(name, _)| *name).collect();
         assert!(want.len() > 10 && want.len() < 45, "{want:?}");
-<<<<<<< HEAD
-        let device = finish(store).remove(0);
-        let tree = open(vec![Some(Arc::new(Damaged::new(disk(device), vec![bad.clone()], Why::Unreadable)))]);
-=======
         let device = store.finish().remove(0);
         let tree = open(&[Some(Arc::new(Damaged::new(disk(device), vec![bad.clone()], Why::Unreadable)))]);
->>>>>>> mut
         let dir = find(&*tree, "folder");
         let (mut have, mut findings) = (BTreeSet::new(), Vec::new());
         let take = &mut |entry: Result<vdrecover_formats::Entry, vdrecover_formats::Finding>| {
@@ -401,17 +339,10 @@ fn a_cut_device_costs_what_lay_behind() {
         let places: Vec<Located> = files.iter().map(|file| store.locate(&file.path)).collect();
         let direct = store.locate("direct");
         let cut = store.device_position(direct.blocks[2].lv).1 + 100_000;
-<<<<<<< HEAD
-        let (at, before) = (store.clone(), finish(store).remove(0));
-        let mut device = before;
-        device.truncate(cut);
-        let tree = open(vec![Some(disk(device))]);
-=======
         let (at, before) = (store.clone(), store.finish().remove(0));
         let mut device = before;
         device.truncate(cut);
         let tree = open(&[Some(disk(device))]);
->>>>>>> mut
         let mut hit = 0;
         for (file, located) in files.iter().zip(&places).filter(|(file, _)| file.content.is_some()) {
             let small = located.blocks.iter().all(|block| block.len < MIB);
@@ -435,17 +366,10 @@ fn a_missing_extent_costs_what_lay_on_it() {
         let files = store.expected();
         let places: Vec<Located> = files.iter().map(|file| store.locate(&file.path)).collect();
         let at = store.clone();
-<<<<<<< HEAD
-        let devices: Vec<Bytes> = finish(store).into_iter().map(disk).collect();
-        for gone in 1..3 {
-            let given = (0..3).map(|n| (n != gone).then(|| devices[n].clone())).collect();
-            let tree = open(given);
-=======
         let devices: Vec<Bytes> = store.finish().into_iter().map(disk).collect();
         for gone in 1..3 {
             let given: Vec<Option<Bytes>> = (0..3).map(|n| (n != gone).then(|| devices[n].clone())).collect();
             let tree = open(&given);
->>>>>>> mut
             let mut hit = 0;
             for (file, located) in files.iter().zip(&places).filter(|(file, _)| file.content.is_some()) {
                 let have = |device, _| if device == gone { 0 } else { u64::MAX };
