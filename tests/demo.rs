@@ -196,7 +196,7 @@ fn map_covers_a_disk_and_trace_ends_on_the_device() {
     let rows = records(0, ["trace", "--json", &at("vms/web01/web01.raw"), "--offset", "1M"]);
     let hops: Vec<&str> = rows.iter().filter_map(|row| row["layer"].as_str()).collect();
     assert_eq!(hops.first(), Some(&"vms/web01/web01.raw"));
-    assert_eq!(hops.last().map(|hop| Path::new(hop)), Some(demo().as_path()));
+    assert_eq!(hops.last().map(Path::new), Some(demo().as_path()));
 }
 
 #[test]
