@@ -65,6 +65,8 @@ pub struct Store {
     pub tree: Arc<dyn Tree>,
     /// Every entry of it, by path.
     pub files: Vec<StoreFile>,
+    /// Whether it is something to show; a folder to look for parents in is not.
+    pub shown: bool,
 }
 
 /// An entry of a store.

@@ -9,7 +9,7 @@ mod extents;
 mod file;
 mod input;
 mod mmap;
-mod split;
+pub(crate) mod split;
 
 use crate::mapfile::Mapfile;
 use anyhow::Result;

@@ -97,6 +97,9 @@ impl Work<'_> {
         let before = self.case.items.len();
         let tree: Arc<dyn Tree> = Arc::new(folder);
         self.add_store(None, name, &tree);
+        if let Some(store) = self.case.stores.last_mut() {
+            store.shown = input;
+        }
         if self.case.items.len() == before {
             if input {
                 self.case.stores.pop();
@@ -410,7 +413,7 @@ impl Work<'_> {
         let depth = item.map_or(0, |id| self.case.items[id].depth + 1);
         let name = unique(name, &self.case.stores);
         let images: Vec<StoreFile> = files.iter().filter(|file| is_image(file, item.is_none())).cloned().collect();
-        self.case.stores.push(Store { item, name, tree: Arc::clone(tree), files });
+        self.case.stores.push(Store { item, name, tree: Arc::clone(tree), files, shown: true });
         for file in images {
             let Ok(bytes) = tree.open(file.entry.id) else { continue };
             let certain = is_disk_name(&file.entry.name);
@@ -507,7 +510,12 @@ impl Work<'_> {
         };
         let loose = (0..self.case.items.len()).filter(|id| {
             let item = &self.case.items[*id];
-            let own = matches!(item.origin, Origin::Source(_) | Origin::File { .. });
+            // What was opened to look for parents and extents in is nothing that was asked for.
+            let own = match &item.origin {
+                Origin::Source(source) => self.case.inputs.iter().any(|input| Arc::ptr_eq(input, source)),
+                Origin::File { store, .. } => self.case.stores[*store].shown,
+                Origin::Inside(_) | Origin::Volume { .. } => false,
+            };
             let disk = item.format.name != "raw" || item.bytes.len().is_multiple_of(SECTOR);
             own && disk && item.used_by.is_none() && item.children.is_empty() && !holds_store(*id) && !used_in_set(*id)
         });

@@ -54,7 +54,7 @@ pub struct Snapshot {
 /// Finds the machines of all stores and takes their disks off the list of loose ones.
 pub(super) fn find(case: &mut Case) {
     let mut machines = Vec::new();
-    for store in 0..case.stores.len() {
+    for store in (0..case.stores.len()).filter(|store| case.stores[*store].shown) {
         for file in &case.stores[store].files {
             let is_config = file.entry.kind == Kind::File && file.entry.name.to_ascii_lowercase().ends_with(b".vmx");
             if let Some(text) = is_config.then(|| dictionary(case, store, file)).flatten() {
