@@ -86,7 +86,7 @@ struct Global {
     /// Search plain files through a memory mapping: faster, but a bad sector or a file cut short ends the program
     #[arg(long, global = true)]
     mmap: bool,
-    /// A folder, not beside the evidence, in which sweeps are kept for later commands
+    /// A folder, not beside the evidence, in which sweeps and hashes are kept for later commands
     #[arg(long, global = true, value_name = "DIR")]
     case: Option<PathBuf>,
 }
