@@ -27,7 +27,7 @@ const MAX_FILES: usize = 2_000_000;
 /// Opens everything that `options` names.
 pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Result<()> {
     if let Some(folder) = &options.keep {
-        super::keep::prepare(folder, &options.inputs)?;
+        super::keep::prepare(folder, options.inputs.iter().chain(&options.with))?;
     }
     let mut work = Work { case, queue: VecDeque::new(), waiting: Vec::new(), opened: HashSet::new() };
     for path in &options.inputs {

@@ -66,11 +66,11 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         Some(path) => locator::find(&case, path)?,
         None => locator::one_disk(&case)?,
     };
-    let evidence = evidence(&case, std::slice::from_ref(&locator.image))?;
+    let evidence = evidence(&case, std::slice::from_ref(&locator.image), global)?;
     let progress = stoppable(global)?;
     let options = command.writing.options(&case, &printable(&found.path), global);
-    let incomplete = Outcome::doubt_if(!case.failed.is_empty());
     if found.entry.kind == Kind::Dir {
+        let incomplete = doubts(&case, &found.path, out)?;
         let source = format!("{}::{}", locator.image.display(), printable(&found.path));
         let options = FolderOptions { export: options, source, attributes: true };
         let done = export_folder(&case, found.entry.id, &command.output, &evidence, &options, &progress)
@@ -80,6 +80,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         let kept = keep_folder(&case, global, &found.path, &done, out)?;
         return Ok(tell_folder(&done, &command.output, out)?.max(incomplete).max(kept));
     }
+    let incomplete = Outcome::doubt_if(!case.failed.is_empty());
     if case.target(found.entry.id).is_some() {
         check_format(command)?;
     }
@@ -144,6 +145,18 @@ pub(super) fn keep_folder(case: &Case, global: &Global, top: &[u8], done: &Folde
     keep(case, global, new, out)
 }
 
+/// Says what may be missing in a folder that nothing in it can tell of.
+pub(super) fn doubts(case: &Case, path: &[u8], out: &mut Out) -> Result<Outcome> {
+    let doubts = case.doubts(path);
+    for noted in doubts.iter().take(20) {
+        super::scan::show_finding(noted, out)?;
+    }
+    if doubts.len() > 20 {
+        out.line(format_args!("  and {} more; `vdrecover scan` has them all", doubts.len() - 20))?;
+    }
+    Ok(Outcome::doubt_if(!doubts.is_empty() || !case.failed.is_empty()))
+}
+
 fn check_format(command: &Command) -> Result<()> {
     let suffix = command.output.extension().map(|suffix| suffix.to_string_lossy().to_ascii_lowercase());
     match suffix.filter(|suffix| command.format.is_none() && UNWRITTEN.contains(&suffix.as_str())) {
@@ -169,11 +182,15 @@ impl Writing {
     }
 }
 
-/// What may not be written to: every source, and every folder that was given.
-pub(super) fn evidence(case: &Case, inputs: &[PathBuf]) -> Result<Evidence> {
-    let mut evidence = Evidence::of(inputs)?;
-    for source in case.sources.all() {
-        evidence.add(&source.path)?;
+/// What may not be written to: every source, and every file and folder that was given.
+pub(super) fn evidence(case: &Case, inputs: &[PathBuf], global: &Global) -> Result<Evidence> {
+    let maps = global.map_args()?;
+    let given = inputs.iter().chain(&global.with).chain(maps.iter().map(|map| &map.map));
+    // What is not there was told when the case was opened.
+    let given: Vec<&PathBuf> = given.filter(|path| path.exists()).collect();
+    let mut evidence = Evidence::of(&given)?;
+    for path in case.sources.all().iter().flat_map(|source| source.files()) {
+        evidence.add(path)?;
     }
     Ok(evidence)
 }

@@ -48,7 +48,15 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         listing.unlinked(&path)?;
     }
     let worst = listing.worst;
-    let incomplete = !case.failed.is_empty();
+    let doubts = if start.entry.kind == Kind::Dir { case.doubts(&path) } else { Vec::new() };
+    for noted in &doubts {
+        let about = &noted.about;
+        out.record("finding", finding_record(about, &noted.finding))?;
+        if !out.json {
+            out.error(&format!("{about}: {} {}", noted.finding.code, noted.finding.text));
+        }
+    }
+    let incomplete = !case.failed.is_empty() || !doubts.is_empty();
     Ok(worst.max(Outcome::doubt_if(incomplete)))
 }
 
