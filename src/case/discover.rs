@@ -702,3 +702,47 @@ pub(super) fn error_of(state: &State) -> Option<&Error> {
         State::Pending | State::Joined(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vdrecover_formats::tree::Lister;
+    use vdrecover_formats::{Node, NodeId};
+
+    /// A folder in a folder, for ever.
+    #[derive(Debug)]
+    struct Well;
+
+    impl Tree for Well {
+        fn root(&self) -> NodeId {
+            NodeId(0)
+        }
+
+        fn node(&self, _: NodeId) -> Result<Node, Error> {
+            Ok(Node::plain(Kind::Dir, 0, 0o555))
+        }
+
+        fn list(&self, dir: NodeId, _: u64, sink: Lister<'_>) -> Result<(), Error> {
+            let state = vdrecover_formats::State::Live;
+            let _ = sink(Ok(Entry { name: vec![b'x'; 100], id: NodeId(dir.0 + 1), kind: Kind::Dir, state, next: 1 }));
+            Ok(())
+        }
+
+        fn lookup(&self, _: NodeId, _: &[u8]) -> Result<Option<Entry>, Error> {
+            Ok(None)
+        }
+
+        fn open(&self, _: NodeId) -> Result<Bytes, Error> {
+            Err(Error::NotFile)
+        }
+    }
+
+    #[test]
+    fn folders_in_folders_end() {
+        let (found, findings) = files(&Well, MAX_FILES);
+        assert_eq!(found.len(), MAX_PATH / 101 + 1);
+        assert_eq!(findings.iter().map(|finding| finding.code).collect::<Vec<_>>(), ["TREE-DEEP"]);
+        let (found, findings) = files(&Well, 10);
+        assert_eq!((found.len(), findings[0].code), (10, "TREE-MANY"));
+    }
+}
