@@ -80,6 +80,17 @@ fn what_can_not_be_opened_in_a_folder_is_told() {
 }
 
 #[test]
+fn files_that_are_no_images_do_not_stay_open() {
+    let folder = tempfile::tempdir().unwrap();
+    for number in 0..100 {
+        fs::write(folder.path().join(format!("{number}.log")), "text").unwrap();
+    }
+    fs::write(folder.path().join("disk.img"), [1; 512]).unwrap();
+    let line = format!("ulimit -n 64; exec {} scan {}", env!("CARGO_BIN_EXE_vdrecover"), arg(folder.path()));
+    assert_eq!(Command::new("bash").args(["-c", &line]).status().unwrap().code(), Some(0));
+}
+
+#[test]
 fn a_clone_finds_its_base_by_the_whole_path() {
     let folder = tempfile::tempdir().unwrap();
     let store = folder.path().join("ds1");

@@ -476,6 +476,7 @@ impl Work<'_> {
             let certain = is_disk_name(&file.entry.name);
             // A file of any name is an image if it says so; one that says nothing must have a disk's name.
             if !certain && best(&bytes).0 <= score::WEAK {
+                self.case.sources.close_last(bytes);
                 continue;
             }
             let origin = Origin::File { store, dir: file.dir, path: file.path, entry: file.entry };
