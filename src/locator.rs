@@ -1,11 +1,12 @@
 //! `IMAGE[::PATH]`: an image of the host, and a path in the case's tree.
 
-use crate::case::Case;
+use crate::case::{Case, Origin};
 use anyhow::{Context, Result, bail};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use vdrecover_formats::{Bytes, Entry, Kind, NodeId, State, Tree};
 
 /// Where to look, and for what.
@@ -81,7 +82,30 @@ pub fn open(case: &Case, locator: &Locator) -> Result<(Found, Bytes)> {
 /// The only disk of a case. Where there are several, the message lists them.
 pub fn one_disk(case: &Case) -> Result<Found> {
     let disks = disks(case);
-    match disks.as_slice() {
+    // What was given with --with helps to read the image, and is not what was asked for.
+    let own: Vec<&Vec<u8>> = disks.iter().filter(|path| is_of_input(case, path)).collect();
+    match (own.as_slice(), disks.as_slice()) {
+        ([path], _) => find(case, path),
+        (_, disks) => one_of(case, disks),
+    }
+}
+
+/// Whether a disk lies in what was named, be it deep inside.
+fn is_of_input(case: &Case, path: &[u8]) -> bool {
+    let item = case.find(path).ok().flatten().and_then(|entry| case.target(entry.id)).map(|target| target.item);
+    let mut next = item;
+    while let Some(item) = next.and_then(|id| case.items.get(id)) {
+        next = match &item.origin {
+            Origin::Source(source) => return case.inputs.iter().any(|input| Arc::ptr_eq(input, source)),
+            Origin::File { store, .. } => case.stores[*store].item,
+            Origin::Inside(of) | Origin::Volume { of, .. } => Some(*of),
+        };
+    }
+    false
+}
+
+fn one_of(case: &Case, disks: &[Vec<u8>]) -> Result<Found> {
+    match disks {
         [path] => find(case, path),
         [] => bail!("there is no disk in it; `vdrecover ls` shows what there is, name it as IMAGE::PATH"),
         several => {

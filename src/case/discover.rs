@@ -21,8 +21,13 @@ const MAX_DEPTH: usize = 16;
 const MAX_ITEMS: usize = 200_000;
 /// What the length of a raw disk is a multiple of.
 const SECTOR: u64 = 512;
-/// Entries of a store that are looked at.
+/// Entries of all stores together that are looked at.
 const MAX_FILES: usize = 2_000_000;
+/// Bytes of a path in a store; longer ones are not gone into. Each entry keeps its path, and folders in folders
+/// would make the sum of them the square of their number.
+const MAX_PATH: usize = 4096;
+/// Stores of a case: each has 48 of the 64 bits of a node's number to itself.
+const MAX_STORES: usize = 50_000;
 
 /// Opens everything that `options` names.
 pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Result<()> {
@@ -89,6 +94,8 @@ impl Work<'_> {
     }
 
     fn give_folder(&mut self, path: &Path, input: bool) -> Result<()> {
+        // Each file that is an image stays open.
+        crate::source::raise_file_limit();
         let folder = Folder::open(path, true, Arc::clone(&self.case.sources))?;
         let name = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let name = name
@@ -126,9 +133,29 @@ impl Work<'_> {
         self.add(Origin::Source(source), bytes, 0)
     }
 
+    /// Says, once for each bound, that there is more than is looked at.
+    fn left_out(&mut self, origin: &Origin) {
+        let (code, text) = if self.case.items.len() >= MAX_ITEMS {
+            ("CASE-MANY", format!("only the first {MAX_ITEMS} images and volumes were looked at"))
+        } else {
+            ("CASE-DEEP", format!("images in images, more than {MAX_DEPTH} deep: what is further in was not looked at"))
+        };
+        if self.case.findings.iter().any(|noted| noted.finding.code == code) {
+            return;
+        }
+        let about = match origin {
+            Origin::Source(source) => source.path.display().to_string(),
+            Origin::File { store, .. } => super::item::text(&self.case.stores[*store].name),
+            Origin::Inside(of) | Origin::Volume { of, .. } => self.case.label(*of),
+        };
+        let finding = Finding::new(code, 0..0, Trust::Doubtful, text);
+        self.case.findings.push(Noted { about, finding });
+    }
+
     /// Recognises a layer and takes it in as an item.
     fn add(&mut self, origin: Origin, bytes: Bytes, depth: usize) -> Option<ItemId> {
         if self.case.items.len() >= MAX_ITEMS || depth > MAX_DEPTH {
+            self.left_out(&origin);
             return None;
         }
         let id = self.case.items.len();
@@ -202,7 +229,7 @@ impl Work<'_> {
                             && used != id
                             && found.bytes.is_some()
                         {
-                            self.case.items[used].used_by = Some(id);
+                            self.take(used, id, want.role);
                         }
                         found
                     }
@@ -214,6 +241,18 @@ impl Work<'_> {
         }
         let items = &self.case.items;
         self.waiting.retain(|id| items[*id].used_by.is_none());
+    }
+
+    /// `used` is a part of `id` from now on, unless `id` is a part of it: two that name each other would both vanish.
+    fn take(&mut self, used: ItemId, id: ItemId, role: Role) {
+        let users = std::iter::successors(Some(id), |user| self.case.items[*user].used_by);
+        // Every step so far was checked, so that there is no loop that the way up could not leave.
+        if users.into_iter().any(|user| user == used) {
+            let text = format!("{}: it names an image that it is itself a part of", role.word());
+            self.note(id, Finding::new("WANT-LOOP", 0..0, Trust::Doubtful, text));
+        } else {
+            self.case.items[used].used_by = Some(id);
+        }
     }
 
     /// Joins each waiting item whose parents and members are all there. Whether one was, or a parent was taken in
@@ -365,6 +404,10 @@ impl Work<'_> {
                 let depth = self.case.items[id].depth;
                 self.case.items[id].state = State::Joined(content.clone());
                 match content {
+                    Content::Tree(_) if self.case.stores.len() >= MAX_STORES => {
+                        let text = format!("only the first {MAX_STORES} datastores were looked at");
+                        self.note(id, Finding::new("CASE-STORES", 0..0, Trust::Doubtful, text));
+                    }
                     Content::Tree(tree) => {
                         let link = &self.case.items[id].opened.link;
                         let name = link.name.clone().filter(|name| !name.is_empty());
@@ -394,7 +437,7 @@ impl Work<'_> {
             let is_disk = matches!(item.content(), Some(Content::Disks(_)));
             // What a volume holds was asked when it was taken in.
             let asked = item.format.name == "raw" && matches!(item.origin, Origin::Volume { .. });
-            if is_disk && !asked && item.used_by.is_none() && item.children.is_empty() && self.opened.insert(id) {
+            if is_disk && !asked && item.used_by.is_none() && !is_base(self.case, id) && self.opened.insert(id) {
                 let (disk, depth) = (item.disk(), item.depth + 1);
                 self.add(Origin::Inside(id), disk, depth);
                 any = true;
@@ -403,22 +446,39 @@ impl Work<'_> {
         any
     }
 
+    /// How many entries the next store may have. Many stores can be made of the same few bytes, so that the bound is
+    /// one for all of them.
+    fn files_left(&self) -> usize {
+        MAX_FILES.saturating_sub(self.case.stores.iter().map(|store| store.files.len()).sum())
+    }
+
     fn add_store(&mut self, item: Option<ItemId>, name: Vec<u8>, tree: &Arc<dyn Tree>) {
         let store = self.case.stores.len();
-        let (files, findings) = files(&**tree);
+        let (files, findings) = files(&**tree, self.files_left());
         let about = item.map_or_else(|| super::item::text(&name), |id| self.case.label(id));
         for finding in findings {
             self.case.findings.push(Noted { about: about.clone(), finding });
         }
         let depth = item.map_or(0, |id| self.case.items[id].depth + 1);
-        let name = unique(name, &self.case.stores);
+        let name = unique(super::names::safe(&name), &self.case.stores);
         let images: Vec<StoreFile> = files.iter().filter(|file| is_image(file, item.is_none())).cloned().collect();
         self.case.stores.push(Store { item, name, tree: Arc::clone(tree), files, shown: true });
         for file in images {
-            let Ok(bytes) = tree.open(file.entry.id) else { continue };
+            let bytes = match tree.open(file.entry.id) {
+                Ok(bytes) => bytes,
+                // What is empty is no image, whatever its name.
+                Err(_) if tree.node(file.entry.id).is_ok_and(|node| node.len == 0) => continue,
+                Err(error) => {
+                    let text = format!("{}: was not looked into: {error}", super::item::text(&file.path));
+                    let finding = Finding::new("FILE-OPEN", 0..0, Trust::Doubtful, text);
+                    self.case.findings.push(Noted { about: about.clone(), finding });
+                    continue;
+                }
+            };
             let certain = is_disk_name(&file.entry.name);
             // A file of any name is an image if it says so; one that says nothing must have a disk's name.
             if !certain && best(&bytes).0 <= score::WEAK {
+                self.case.sources.close_last(bytes);
                 continue;
             }
             let origin = Origin::File { store, dir: file.dir, path: file.path, entry: file.entry };
@@ -517,10 +577,20 @@ impl Work<'_> {
                 Origin::Inside(_) | Origin::Volume { .. } => false,
             };
             let disk = item.format.name != "raw" || item.bytes.len().is_multiple_of(SECTOR);
-            own && disk && item.used_by.is_none() && item.children.is_empty() && !holds_store(*id) && !used_in_set(*id)
+            own && disk && item.used_by.is_none() && !is_base(self.case, *id) && !holds_store(*id) && !used_in_set(*id)
         });
         self.case.loose = loose.collect();
     }
+}
+
+/// Whether a disk is the state before another one, which then shows what it has. A child that contradicts its
+/// parent, or did not open, does not stand for it.
+fn is_base(case: &Case, id: ItemId) -> bool {
+    case.items[id].children.iter().any(|child| {
+        let child = &case.items[*child];
+        let trusted = child.filled.iter().any(|filled| filled.item == Some(id) && filled.trust < Trust::Doubtful);
+        trusted && !matches!(child.state, State::Failed(_))
+    })
 }
 
 /// Whether `id` lies inside `container`, by way of volumes and disks.
@@ -573,7 +643,7 @@ fn recognise(bytes: &Bytes, case: &Case, may: impl Fn(Holds) -> bool) -> (&'stat
 }
 
 /// All entries of a tree, each folder once.
-fn files(tree: &dyn Tree) -> (Vec<StoreFile>, Vec<Finding>) {
+fn files(tree: &dyn Tree, max: usize) -> (Vec<StoreFile>, Vec<Finding>) {
     let (mut files, mut findings) = (Vec::new(), Vec::new());
     let mut seen = HashSet::from([tree.root()]);
     let mut todo = VecDeque::from([(tree.root(), Vec::new())]);
@@ -582,21 +652,24 @@ fn files(tree: &dyn Tree) -> (Vec<StoreFile>, Vec<Finding>) {
             match entry {
                 Ok(entry) => {
                     let path = paths::join(&path, &entry.name);
-                    if entry.kind == Kind::Dir && seen.insert(entry.id) {
+                    if entry.kind == Kind::Dir && path.len() > MAX_PATH {
+                        let text = "folders in folders, too deep: what is in them was not looked at";
+                        findings.push(Finding::new("TREE-DEEP", 0..0, Trust::Doubtful, text));
+                    } else if entry.kind == Kind::Dir && seen.insert(entry.id) {
                         todo.push_back((entry.id, path.clone()));
                     }
                     files.push(StoreFile { path, dir, entry });
                 }
                 Err(finding) => findings.push(finding),
             }
-            if files.len() < MAX_FILES { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            if files.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         if let Err(error) = listed {
             let text = format!("folder {}: {error}", super::item::text(&path));
             findings.push(Finding::new("TREE-LIST", 0..0, Trust::Doubtful, text));
         }
-        if files.len() >= MAX_FILES {
-            let text = format!("only the first {MAX_FILES} entries were looked at");
+        if files.len() >= max {
+            let text = format!("only {max} of its entries were looked at: a case has at most {MAX_FILES}");
             findings.push(Finding::new("TREE-MANY", 0..0, Trust::Inferred, text));
             break;
         }
@@ -635,5 +708,49 @@ pub(super) fn error_of(state: &State) -> Option<&Error> {
     match state {
         State::Failed(error) => Some(error),
         State::Pending | State::Joined(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vdrecover_formats::tree::Lister;
+    use vdrecover_formats::{Node, NodeId};
+
+    /// A folder in a folder, for ever.
+    #[derive(Debug)]
+    struct Well;
+
+    impl Tree for Well {
+        fn root(&self) -> NodeId {
+            NodeId(0)
+        }
+
+        fn node(&self, _: NodeId) -> Result<Node, Error> {
+            Ok(Node::plain(Kind::Dir, 0, 0o555))
+        }
+
+        fn list(&self, dir: NodeId, _: u64, sink: Lister<'_>) -> Result<(), Error> {
+            let state = vdrecover_formats::State::Live;
+            let _ = sink(Ok(Entry { name: vec![b'x'; 100], id: NodeId(dir.0 + 1), kind: Kind::Dir, state, next: 1 }));
+            Ok(())
+        }
+
+        fn lookup(&self, _: NodeId, _: &[u8]) -> Result<Option<Entry>, Error> {
+            Ok(None)
+        }
+
+        fn open(&self, _: NodeId) -> Result<Bytes, Error> {
+            Err(Error::NotFile)
+        }
+    }
+
+    #[test]
+    fn folders_in_folders_end() {
+        let (found, findings) = files(&Well, MAX_FILES);
+        assert_eq!(found.len(), MAX_PATH / 101 + 1);
+        assert_eq!(findings.iter().map(|finding| finding.code).collect::<Vec<_>>(), ["TREE-DEEP"]);
+        let (found, findings) = files(&Well, 10);
+        assert_eq!((found.len(), findings[0].code), (10, "TREE-MANY"));
     }
 }

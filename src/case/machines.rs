@@ -2,7 +2,7 @@
 
 use super::discover;
 use super::item::{ItemId, Origin};
-use super::{Case, Noted, Store, StoreFile, paths};
+use super::{Case, Noted, Store, StoreFile, names, paths, wants};
 use std::collections::HashSet;
 use vdrecover_formats::vm::{self, Dictionary};
 use vdrecover_formats::{Finding, Kind, Trust, read_vec};
@@ -10,7 +10,7 @@ use vdrecover_formats::{Finding, Kind, Trust, read_vec};
 /// A virtual machine as its owner thinks of it.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// Its name, unique in the case.
+    /// Its name, unique in the case and safe as the name of a folder.
     pub name: Vec<u8>,
     /// Guest operating system, as its configuration names it.
     pub guest: Option<Vec<u8>>,
@@ -182,7 +182,7 @@ fn machine(case: &Case, store: usize, config: &StoreFile, text: &Dictionary, not
     let mut tips: Vec<MachineDisk> = tips.collect();
     set_apart(&mut tips, |at| at.to_string().into_bytes());
     Machine {
-        name: stated.name.unwrap_or_else(|| stem.to_vec()),
+        name: names::safe(&stated.name.unwrap_or_else(|| stem.to_vec())),
         guest: stated.guest,
         store,
         config: config.path.clone(),
@@ -250,10 +250,9 @@ fn image(case: &Case, store: usize, folder: &[u8], file: &[u8]) -> Option<ItemId
                 && item.used_by.is_none()
         })
     };
-    if let Some(rest) = file.strip_prefix(b"/vmfs/volumes/") {
-        let (_, path) = rest.split_at_checked(rest.iter().position(|byte| *byte == b'/')? + 1)?;
-        let path = paths::normal(b"", path)?;
-        return at(store, &path).or_else(|| (0..case.stores.len()).find_map(|other| at(other, &path)));
+    if file.starts_with(b"/vmfs/volumes/") {
+        let (volume, path) = wants::volume_path(file)?;
+        return wants::stores_of(case, Some(store), volume).0.into_iter().find_map(|store| at(store, &path));
     }
     let written = paths::normal(folder, file).and_then(|path| at(store, &path));
     written.or_else(|| at(store, &paths::join(folder, paths::last_part(file))))
@@ -293,7 +292,8 @@ fn name_apart(machines: &mut [Machine]) {
             let place = format!("~{}-", machine.store + 1);
             let folder = paths::split(&machine.config).0;
             let file = stem_of(paths::last_part(&machine.config));
-            machine.name = [machine.name.as_slice(), place.as_bytes(), &paths::join(folder, file)].concat();
+            let name = [machine.name.as_slice(), place.as_bytes(), &paths::join(folder, file)].concat();
+            machine.name = names::safe(&name);
         }
     }
 }

@@ -185,8 +185,12 @@ fn loose_name(case: &Case, item: ItemId) -> Vec<u8> {
 
 fn loose_names(case: &Case) -> Vec<(Vec<u8>, ItemId)> {
     let names: Vec<Vec<u8>> = case.loose.iter().map(|item| loose_name(case, *item)).collect();
+    let mut counts: BTreeMap<&[u8], usize> = BTreeMap::new();
+    for name in &names {
+        *counts.entry(name).or_default() += 1;
+    }
     let pairs = case.loose.iter().zip(&names).map(|(item, name)| {
-        let clash = names.iter().filter(|other| *other == name).count() > 1;
+        let clash = counts.get(name.as_slice()).is_some_and(|count| *count > 1);
         // An item's number depends on what was given only, never on time or threads.
         let name = if clash { [name.as_slice(), format!("~{item}").as_bytes()].concat() } else { name.clone() };
         (name, *item)

@@ -7,7 +7,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use vdrecover_formats::Tag;
+use vdrecover_formats::{Bytes, Tag};
 
 /// A source, by its device and inode.
 type Opened = ((u64, u64), Arc<Source>);
@@ -50,6 +50,17 @@ impl Sources {
         let source = Arc::new(source);
         open.push((identity, Arc::clone(&source)));
         Ok(source)
+    }
+
+    /// Closes the source that was opened last, if `bytes` are its own and nobody else has it: a file that is no image
+    /// need not stay open. Tags are places in the order of opening, so that no other can be closed.
+    pub(super) fn close_last(&self, bytes: Bytes) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let last =
+            open.last().filter(|(_, source)| Arc::ptr_eq(&source.bytes, &bytes) && Arc::strong_count(source) == 1);
+        if last.is_some() {
+            open.pop();
+        }
     }
 
     /// All that is open, in the order in which it was opened; a tag is an index into it.

@@ -68,11 +68,13 @@ pub(super) fn by_name(case: &Case, item: &Item, hint: &[u8]) -> Option<Named> {
     if !paths::is_plain(last) {
         return None;
     }
-    let own = beside.as_ref().and_then(|beside| in_folder(case, beside, hint, last));
-    own.or_else(|| in_stores(case, item, hint)).or_else(|| among_sources(case, last, last == hint))
+    // A full path first: a linked clone and its base may have one name in two folders.
+    in_stores(case, item, hint)
+        .or_else(|| beside.as_ref().and_then(|beside| in_folder(beside, hint, last)))
+        .or_else(|| among_sources(case, last, last == hint))
 }
 
-fn in_folder(case: &Case, beside: &Beside, hint: &[u8], last: &[u8]) -> Option<Named> {
+fn in_folder(beside: &Beside, hint: &[u8], last: &[u8]) -> Option<Named> {
     let found = |dir: NodeId, path: &[u8]| {
         paths::resolve(&*beside.tree, dir, path).ok().flatten().filter(|entry| entry.kind != Kind::Dir)
     };
@@ -87,34 +89,48 @@ fn in_folder(case: &Case, beside: &Beside, hint: &[u8], last: &[u8]) -> Option<N
     {
         return Some(named(entry, true));
     }
-    let _ = case;
     found(beside.dir, last).map(|entry| named(entry, false))
 }
 
 /// `/vmfs/volumes/STORE/FOLDER/FILE`: by the store's name or id and the path in it, else by folder and file in
 /// any store.
 fn in_stores(case: &Case, item: &Item, hint: &[u8]) -> Option<Named> {
-    let rest = hint.strip_prefix(b"/vmfs/volumes/")?;
-    let slash = rest.iter().position(|byte| *byte == b'/')?;
-    let (volume, path) = (&rest[..slash], &rest[slash + 1..]);
-    let path = paths::normal(b"", path)?;
-    let is_named = |index: &usize| {
-        let store = &case.stores[*index];
-        let id = store.item.and_then(|id| case.items[id].opened.link.name.as_deref());
-        store.name == volume || id == Some(volume)
-    };
+    let (volume, path) = volume_path(hint)?;
     let own = match &item.origin {
         Origin::File { store, .. } => Some(*store),
         _ => None,
     };
-    let named: Vec<usize> = (0..case.stores.len()).filter(is_named).collect();
-    let exact = named.len() == 1;
-    let others = own.into_iter().chain(0..case.stores.len());
-    named.into_iter().chain(others).find_map(|index| {
+    let (stores, exact) = stores_of(case, own, volume);
+    stores.into_iter().enumerate().find_map(|(at, index)| {
         let tree = &case.stores[index].tree;
         let entry = paths::resolve(&**tree, tree.root(), &path).ok().flatten()?;
-        Some(Named { entry, store: Some(index), tree: Arc::clone(tree), exact })
+        let exact = exact && at == 0;
+        (entry.kind != Kind::Dir).then(|| Named { entry, store: Some(index), tree: Arc::clone(tree), exact })
     })
+}
+
+/// The volume and the path of `/vmfs/volumes/VOLUME/PATH`.
+pub(super) fn volume_path(hint: &[u8]) -> Option<(&[u8], Vec<u8>)> {
+    let rest = hint.strip_prefix(b"/vmfs/volumes/")?;
+    let slash = rest.iter().position(|byte| *byte == b'/')?;
+    Some((&rest[..slash], paths::normal(b"", &rest[slash + 1..])?))
+}
+
+/// The stores in which a path on `volume` may lie, the likeliest first, and whether the first is sure: the one that
+/// has the name or id. Then comes the store of whoever names it.
+pub(super) fn stores_of(case: &Case, own: Option<usize>, volume: &[u8]) -> (Vec<usize>, bool) {
+    let is_named = |index: &usize| {
+        let store = &case.stores[*index];
+        let link = store.item.map(|id| &case.items[id].opened.link);
+        let says = |said: &Option<Vec<u8>>| said.as_deref() == Some(volume);
+        store.name == volume || link.is_some_and(|link| says(&link.name) || says(&link.id))
+    };
+    let mut stores: Vec<usize> = (0..case.stores.len()).filter(is_named).collect();
+    let exact = stores.len() == 1;
+    let named = stores.clone();
+    let others = own.into_iter().chain((0..case.stores.len()).filter(|index| Some(*index) != own));
+    stores.extend(others.filter(|index| !named.contains(index)));
+    (stores, exact)
 }
 
 /// Files that were given, by their name.

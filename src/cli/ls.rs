@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::ops::ControlFlow;
-use vdrecover_formats::{Entry, Finding, Kind, Node, NodeId, Note, Tree, Trust};
+use vdrecover_formats::{Entry, Finding, Kind, Node, NodeId, Note, State, Tree, Trust};
 
 /// Arguments of `ls`.
 #[derive(Debug, Args)]
@@ -114,13 +114,16 @@ impl Listing<'_> {
         let node = match self.case.node(entry.id) {
             Ok(node) => node,
             Err(error) => {
-                self.worst = Outcome::Doubt;
+                if entry.state == State::Live {
+                    self.worst = Outcome::Doubt;
+                }
                 self.out.error(&format!("{}: {error}", report::printable(path)));
                 Node { state: entry.state, trust: Trust::Doubtful, ..Node::plain(entry.kind, 0, 0) }
             }
         };
         let health = content_health(self.case, entry, &node);
-        if health.missing > 0 || health.trust > Trust::Sound {
+        // What was deleted is not what was asked for to be whole.
+        if entry.state == State::Live && (health.missing > 0 || health.trust > Trust::Sound) {
             self.worst = Outcome::Doubt;
         }
         if self.out.json {

@@ -3,8 +3,9 @@
 use super::out::Out;
 use super::{Global, Outcome, size};
 use crate::locator::{self, Locator};
+use crate::report;
 use crate::source::Source;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 use std::ffi::OsString;
@@ -29,15 +30,18 @@ pub(super) struct Command {
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let locator = Locator::parse(&command.locator);
     let case = global.open_at(&locator, out)?;
-    let (_, bytes) = locator::open(&case, &locator)?;
+    let (found, bytes) = locator::open(&case, &locator)?;
     let len = bytes.len();
-    let start = command.offset.min(len);
+    let start = command.offset;
+    if start > len {
+        bail!("{}: offset {start:#x} is behind its end at {len:#x}", report::printable(&found.path));
+    }
     let end = command.length.map_or(len, |length| start.saturating_add(length).min(len));
     out.line(format_args!("{:>18} {:>18} {:8} {:8} WHERE", "START", "LENGTH", "KIND", "TRUST"))?;
     let mut doubt = false;
+    // Sources are opened while a case is made, and not by a walk.
+    let sources = case.sources.all();
     for run in walk_merged(&*bytes, start..end) {
-        // Sources can be opened while a walk goes on only by a case that is still being made.
-        let sources = case.sources.all();
         doubt |= run.trust > Trust::Sound || matches!(run.place, Place::Lost(_));
         line(&run, &sources, out)?;
     }

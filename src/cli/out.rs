@@ -1,6 +1,7 @@
 //! What goes to stdout: results only, as text or as JSON Lines. What goes to stderr: everything else.
 
 use crate::export::stream_zeros;
+use crate::report::printable;
 use crate::stdout::Stdout;
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -23,10 +24,11 @@ impl Out {
         Self { json, quiet, stdout: BufWriter::with_capacity(64 << 10, Stdout) }
     }
 
-    /// A line of text. Silent with `--json`.
+    /// A line of text. Silent with `--json`. Paths and names come from the evidence: what would move a cursor or
+    /// start a line of its own is escaped here, whoever wrote it.
     pub(super) fn line(&mut self, line: impl Display) -> Result<()> {
         if !self.json {
-            writeln!(self.stdout, "{line}")?;
+            writeln!(self.stdout, "{}", printable(line.to_string().as_bytes()))?;
         }
         Ok(())
     }
@@ -72,9 +74,10 @@ impl Out {
     }
 }
 
-/// A line on stderr. That it may be closed must not end the work.
-fn tell(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
+/// Text on stderr, with its line breaks and no other controls. That it may be closed must not end the work.
+fn tell(text: &str) {
+    let lines: Vec<String> = text.split('\n').map(|line| printable(line.as_bytes())).collect();
+    let _ = writeln!(io::stderr(), "{}", lines.join("\n"));
 }
 
 /// Whether an error is that stdout's reader went away.

@@ -11,7 +11,8 @@ use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use vdrecover_formats::link::Value as Said;
 use vdrecover_formats::{Content, Kind, Trust};
 
@@ -151,8 +152,8 @@ impl Scan<'_> {
             };
             let bytes = self.case.items[item].disk();
             let health = health::of(&*bytes, health::LISTING);
-            size += bytes.len();
-            worst.missing += health.missing;
+            size = u64::saturating_add(size, bytes.len());
+            worst.missing = worst.missing.saturating_add(health.missing);
             worst.trust = worst.trust.max(health.trust).max(self.case.items[item].trust());
             disks.push(disk_record(disk, bytes.len(), &health));
         }
@@ -276,27 +277,23 @@ impl Scan<'_> {
     /// The commands that a person would want next, ready to paste.
     fn next(&mut self, command: &Command, global: &Global) -> Result<()> {
         let [image, others @ ..] = command.images.as_slice() else { return Ok(()) };
-        let mut with: Vec<String> =
-            others.iter().chain(&global.with).map(|path| format!(" --with {}", quoted(path))).collect();
-        with.extend(global.maps.iter().map(|map| format!(" --mapfile {}", quoted(Path::new(map)))));
+        let mut with: Vec<String> = others
+            .iter()
+            .chain(&global.with)
+            .map(|path| format!(" --with {}", quoted(path.as_os_str().as_bytes())))
+            .collect();
+        with.extend(global.maps.iter().map(|map| format!(" --mapfile {}", quoted(map.as_bytes()))));
+        with.extend(global.case.iter().map(|case| format!(" --case {}", quoted(case.as_os_str().as_bytes()))));
         let with = with.concat();
-        let image = quoted(image);
+        let at = |path: &[u8]| quoted(&[image.as_os_str().as_bytes(), b"::", path].concat());
+        let image = quoted(image.as_os_str().as_bytes());
         let mut next = vec![format!("vdrecover ls -R {image}{with}")];
         if let Some(machine) = self.case.machines.first() {
-            let name = printable(&machine.name);
-            next.push(format!(
-                "vdrecover export {}{with} -o {}",
-                quoted(Path::new(&format!("{}::vms/{name}", unquoted(&image)))),
-                quoted(Path::new(&name))
-            ));
+            let path = [b"vms/", machine.name.as_slice()].concat();
+            next.push(format!("vdrecover export {}{with} -o {}", at(&path), quoted(&machine.name)));
         } else if let [disk, ..] = crate::locator::disks(self.case).as_slice() {
-            let path = printable(disk);
-            let file = path.rsplit('/').next().unwrap_or("disk.raw").to_owned();
-            next.push(format!(
-                "vdrecover export {}{with} -o {}",
-                quoted(Path::new(&format!("{}::{path}", unquoted(&image)))),
-                quoted(Path::new(&file))
-            ));
+            let file = disk.rsplit(|byte| *byte == b'/').next().unwrap_or(disk);
+            next.push(format!("vdrecover export {}{with} -o {}", at(disk), quoted(file)));
         }
         next.push(format!("vdrecover mount {image}{with} /mnt"));
         next.push(format!("vdrecover recover {image}{with} -o DIR"));
@@ -335,13 +332,51 @@ pub(super) fn show_finding(noted: &Noted, out: &mut Out) -> Result<()> {
     out.line(format_args!("  {trust:8} [{}] {}: {}", finding.code, noted.about, printable(finding.text.as_bytes())))
 }
 
-/// A path as a shell takes it.
-fn quoted(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,@=%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', "'\\''")) }
+/// A word as a shell takes it, from bytes that an attacker may have chosen: nothing in it is run, is an option, or
+/// moves the cursor of whoever sees it.
+fn quoted(word: &[u8]) -> String {
+    let word = if word.starts_with(b"-") { [b"./", word].concat() } else { word.to_vec() };
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+:,@=%".contains(byte);
+    if !word.is_empty() && word.iter().all(plain) {
+        return String::from_utf8_lossy(&word).into_owned();
+    }
+    match std::str::from_utf8(&word) {
+        Ok(text) if printable(&word) == text => format!("'{}'", text.replace('\'', "'\\''")),
+        // The form in which bash, zsh and ksh take bytes by number.
+        _ => {
+            let shown = word.iter().map(|byte| match byte {
+                b' '..=b'~' if !matches!(byte, b'\'' | b'\\') => char::from(*byte).to_string(),
+                // Three octal digits end where they end: after `\x` more digits than two might be taken.
+                byte => format!("\\{byte:03o}"),
+            });
+            format!("$'{}'", shown.collect::<String>())
+        }
+    }
 }
 
-fn unquoted(text: &str) -> String {
-    text.strip_prefix('\'').and_then(|text| text.strip_suffix('\'')).unwrap_or(text).replace("'\\''", "'")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_takes_any_name_as_one_word() {
+        for name in [
+            &b"plain.raw"[..],
+            b"",
+            b"a b",
+            b"$(id)`id`;id",
+            b"it's",
+            b"-rf",
+            b"a\x1b[2J\n7",
+            b"\xff'\\x",
+            b"~root",
+            "\u{202e}x".as_bytes(),
+        ] {
+            let line = format!("printf %s {}", quoted(name));
+            assert!(line.chars().all(|c| !c.is_control()), "{line:?}");
+            let output = std::process::Command::new("bash").args(["-c", &line]).output().unwrap();
+            let name = if name.starts_with(b"-") { [b"./", name].concat() } else { name.to_vec() };
+            assert_eq!(output.stdout, name, "{line}");
+        }
+    }
 }

@@ -32,10 +32,10 @@ pub(super) fn join(path: &Path, first: &Input, tag: Tag) -> Result<Found> {
     if first.facts.device {
         return single;
     }
-    let siblings = siblings(path, &name);
     if !name.is_first() {
-        return Ok(Found::Single(not_first(&name, &siblings, first.facts.len)));
+        return Ok(Found::Single(not_first(path, &name, first.facts.len)));
     }
+    let siblings = siblings(path, &name);
     let Some(numbers) = consecutive(name.number, &siblings) else { return single };
     raise_file_limit();
     // The first part is opened once more, so that a set which turns out to be none leaves `first` as it was.
@@ -55,11 +55,17 @@ pub(super) fn join(path: &Path, first: &Input, tag: Tag) -> Result<Found> {
     }
 }
 
-fn not_first(name: &PartName, siblings: &BTreeMap<u32, u64>, len: u64) -> Vec<Finding> {
-    let lowest = siblings.range(..name.number).next().map(|(number, _)| *number);
-    let before = siblings.get(&name.number.saturating_sub(1)).is_some_and(|before| *before >= len);
+/// Asks for the few names that matter: `.img` and `.raw` have the form of a part's name too, and to list a folder
+/// for each of its files takes the square of their number.
+fn not_first(path: &Path, name: &PartName, len: u64) -> Vec<Finding> {
+    let part = |number: u32| {
+        let meta = std::fs::symlink_metadata(path.with_file_name(name.with_number(number))).ok()?;
+        meta.is_file().then_some(meta.len())
+    };
+    let lowest = (0..=1).find(|number| *number < name.number && part(*number).is_some());
+    let before = name.number.checked_sub(1).and_then(part).is_some_and(|before| before >= len);
     match lowest {
-        Some(lowest) if lowest <= 1 && before => {
+        Some(lowest) if before => {
             let first = name.with_number(lowest);
             let text =
                 format!("looks like a later part of a split image; give {} to join them", first.to_string_lossy());
