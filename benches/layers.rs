@@ -3,7 +3,13 @@
 //! Each line of the output has a name, the median of five runs in seconds after one to warm up, and how many
 //! bytes or things that was, separated by tabs. Of an image that is named, the whole tree is listed and the file
 //! read. `scripts/bench-peers` does that and puts the numbers beside those of other programs.
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs, reason = "a bench may stop")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::cast_possible_truncation,
+    missing_docs,
+    reason = "a bench may stop"
+)]
 
 use flate2::{Compression, write::DeflateEncoder};
 use std::ffi::OsStr;
@@ -86,7 +92,7 @@ impl Layer for Child {
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let first = at / GRAIN;
         let has = self.has(first);
-        let end = (first + 1..(first | 63) + 1).find(|grain| self.has(*grain) != has).unwrap_or((first | 63) + 1);
+        let end = (first + 1..=first | 63).find(|grain| self.has(*grain) != has).unwrap_or((first | 63) + 1);
         let layer = if has { &*self.own } else { &*self.parent };
         Run::sound(want.min(end * GRAIN - at), Place::Below { layer, offset: at })
     }
@@ -118,7 +124,7 @@ fn chain(levels: u64) {
 /// Deflate units of 64 KiB.
 #[derive(Debug)]
 struct Packed {
-    packed: Bytes,
+    bytes: Bytes,
     places: Vec<(u64, u32)>,
     memo: Memo,
 }
@@ -133,7 +139,7 @@ impl Layer for Packed {
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let (packed_at, packed_len) = self.places[(at / UNIT) as usize];
         let unit = Unit {
-            from: &*self.packed,
+            from: &*self.bytes,
             packed_at,
             packed_len,
             start: at / UNIT * UNIT,
@@ -163,7 +169,7 @@ fn units() {
     }
     let packed: Bytes = Arc::new(Memory::new(packed));
     let layer = |cache: u64| Packed {
-        packed: Arc::clone(&packed),
+        bytes: Arc::clone(&packed),
         places: places.clone(),
         memo: Pool::new(cache * MIB).share(),
     };

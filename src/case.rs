@@ -7,6 +7,7 @@
 
 mod discover;
 mod folder;
+mod hashes;
 mod item;
 mod keep;
 mod machines;
@@ -16,6 +17,7 @@ mod pick;
 mod sources;
 mod wants;
 
+pub use hashes::{Hashes, identity};
 pub use item::{Filled, Item, ItemId, Origin, State};
 pub use machines::{Machine, MachineDisk, Snapshot};
 pub use names::{Names, Target};
@@ -33,7 +35,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use vdrecover_formats::note::Sink;
 use vdrecover_formats::tree::Lister;
-use vdrecover_formats::{Bytes, Entry, Error, Finding, Node, NodeId, Pool, Tree};
+use vdrecover_formats::{Bytes, Entry, Error, Finding, Node, NodeId, Pool, Tree, Trust};
 
 /// What a case is opened with.
 #[derive(Clone, Debug, Default)]
@@ -63,6 +65,8 @@ pub struct Store {
     pub tree: Arc<dyn Tree>,
     /// Every entry of it, by path.
     pub files: Vec<StoreFile>,
+    /// Whether it is something to show; a folder to look for parents in is not.
+    pub shown: bool,
 }
 
 /// An entry of a store.
@@ -147,6 +151,29 @@ impl Case {
     /// Where a node is found in the tree, resolved name by name. `None` if there is no such path.
     pub fn find(&self, path: &[u8]) -> Result<Option<Entry>, Error> {
         paths::resolve(self, self.root(), path)
+    }
+
+    /// What was observed that leaves less than sound trust in what the folder `path` should hold: something may be
+    /// missing in it that no file there can tell of.
+    #[must_use]
+    pub fn doubts(&self, path: &[u8]) -> Vec<&Noted> {
+        let mut parts = path.split(|byte| *byte == b'/').filter(|part| !part.is_empty());
+        let (top, name) = (parts.next(), parts.next());
+        let of_machine = |noted: &Noted| {
+            let mut machines = self.machines.iter().filter(|machine| name.is_none_or(|name| name == machine.name));
+            machines.any(|machine| {
+                let own = format!("vms/{}", item::text(&machine.name));
+                let folder = item::text(&machine.place(&self.stores));
+                noted.about == own || noted.about.contains(&folder)
+            })
+        };
+        let doubtful = self.findings.iter().filter(|noted| noted.finding.trust > Trust::Sound);
+        match (top, name) {
+            (None | Some(b"disks" | b"files"), _) | (Some(b"vms"), None) => doubtful.collect(),
+            (Some(b"vms"), Some(_)) => doubtful.filter(|noted| of_machine(noted)).collect(),
+            // A store tells of itself when it is listed.
+            _ => Vec::new(),
+        }
     }
 
     /// How a person calls an item: the path of its file, and the way into it.

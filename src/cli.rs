@@ -15,11 +15,12 @@ use crate::case::{Case, Options};
 use crate::locator::{self, Locator};
 use crate::mapfile::MapArg;
 use crate::progress::Progress;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 use out::Out;
+use rustix::fs::FileType;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// How a command ended; the exit code of the process.
@@ -86,7 +87,7 @@ struct Global {
     /// Search plain files through a memory mapping: faster, but a bad sector or a file cut short ends the program
     #[arg(long, global = true)]
     mmap: bool,
-    /// A folder, not beside the evidence, in which sweeps are kept for later commands
+    /// A folder, not beside the evidence, in which sweeps and hashes are kept for later commands
     #[arg(long, global = true, value_name = "DIR")]
     case: Option<PathBuf>,
 }
@@ -166,7 +167,7 @@ impl Global {
 
     /// Opens a case of these inputs. `sweep` searches inputs in which nothing is recognised.
     fn open(&self, inputs: &[PathBuf], sweep: bool, out: &mut Out) -> Result<Case> {
-        let maps = self.maps.iter().map(|arg| MapArg::parse(arg)).collect::<Result<Vec<_>>>()?;
+        let maps = self.map_args()?;
         for map in &maps {
             locator::check_exists(&map.image)?;
         }
@@ -181,10 +182,17 @@ impl Global {
         let progress = self.progress();
         let case = Case::open(&options, &progress)?;
         progress.finish();
+        if case.sources.all().iter().flat_map(|source| source.files()).any(is_stdout) {
+            bail!("standard output is one of the inputs; nothing is written there, send it to another file");
+        }
         for (path, error) in &case.failed {
             out.error(&format!("{}: {error}", path.display()));
         }
         Ok(case)
+    }
+
+    fn map_args(&self) -> Result<Vec<MapArg>> {
+        self.maps.iter().map(|arg| MapArg::parse(arg)).collect()
     }
 
     /// Opens the image of a locator.
@@ -195,6 +203,18 @@ impl Global {
     fn thread_count(&self) -> usize {
         self.threads.map_or_else(rayon::current_num_threads, usize::from)
     }
+}
+
+/// Whether stdout was redirected into this file or device.
+fn is_stdout(path: &Path) -> bool {
+    let (Ok(stdout), Ok(file)) = (rustix::fs::fstat(rustix::stdio::stdout()), rustix::fs::stat(path)) else {
+        return false;
+    };
+    let is_device = FileType::from_raw_mode(file.st_mode) == FileType::BlockDevice;
+    (stdout.st_dev, stdout.st_ino) == (file.st_dev, file.st_ino)
+        || is_device
+            && FileType::from_raw_mode(stdout.st_mode) == FileType::BlockDevice
+            && stdout.st_rdev == file.st_rdev
 }
 
 /// Parses a number of bytes for clap.

@@ -154,7 +154,7 @@ pub fn export(
         Dest::File(path) => {
             evidence.check(path)?;
             anyhow::ensure!(!path.is_dir(), "{} is a folder; name the file to be made in it", path.display());
-            job::to_slot(layer, &Slot::at(path)?, job::Part::Alone, evidence, options, progress)
+            job::to_slot(layer, &Slot::at(path, evidence)?, job::Part::Alone, evidence, options, progress)
         }
         Dest::Device(path) => {
             evidence.check(path)?;

@@ -9,9 +9,7 @@ mod extents;
 mod file;
 mod input;
 mod mmap;
-mod split;
-
-pub(crate) use split::raise_file_limit;
+pub(crate) mod split;
 
 use crate::mapfile::Mapfile;
 use anyhow::Result;
@@ -117,6 +115,15 @@ fn holes(has_holes: bool, len: u64) -> Option<Finding> {
 }
 
 impl Source {
+    /// Every file that it is made of and that is there.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let parts = match &self.kind {
+            SourceKind::Split { parts } => parts.as_slice(),
+            SourceKind::File | SourceKind::BlockDevice => std::slice::from_ref(&self.path),
+        };
+        parts.iter().map(PathBuf::as_path).filter(|path| path.exists())
+    }
+
     /// The same source, mapped into memory for those who look at bytes without a copy.
     ///
     /// # Errors

@@ -147,6 +147,98 @@ fn destinations_that_must_not_be_written() {
     assert_eq!(fs::read_dir(&evidence).unwrap().count(), 1);
 }
 
+/// Runs `vdrecover` and expects that no byte of `input` changes and that the name stays.
+#[track_caller]
+fn keeps<S: AsRef<OsStr>>(input: &Path, args: &[S]) -> std::process::Output {
+    let before = fs::read(input).unwrap();
+    let output = vdrecover(args);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(fs::read(input).is_ok_and(|now| now == before), "{} was touched: {told}", input.display());
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    output
+}
+
+#[test]
+fn names_that_an_export_would_use_for_itself_may_be_inputs() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let whole = fs::read(demo()).unwrap();
+    let iso = "store/datastore1/iso/tools.iso";
+    for name in ["out.iso.vdrecover-part", "out.iso.vdrecover-part.state"] {
+        fs::write(at(name), &whole).unwrap();
+        for force in [&["--force"][..], &[]] {
+            let locator = format!("{}::{iso}", arg(&at(name)));
+            let out = at("out.iso");
+            keeps(&at(name), &[&["export", &locator, "-o", arg(&out)], force].concat());
+        }
+        fs::remove_file(at(name)).unwrap();
+    }
+    let names = ["manifest.jsonl", "manifest.jsonl.vdrecover-part", "manifest.jsonl.vdrecover-part.state"];
+    for name in names {
+        let input = at("folder").join(name);
+        fs::create_dir(at("folder")).unwrap();
+        fs::write(&input, &whole).unwrap();
+        keeps(&input, &["recover", arg(&input), "-o", arg(&at("folder")), "--force"]);
+        fs::remove_dir_all(at("folder")).unwrap();
+    }
+    // What a run only removes or replaces on its way: the run may go on, the input stays.
+    for name in
+        ["manifest.jsonl.vdrecover-old", ".vdrecover-case", iso, "store/datastore1/iso/tools.iso.vdrecover-part"]
+    {
+        let input = at("folder").join(name);
+        fs::create_dir_all(input.parent().unwrap()).unwrap();
+        fs::write(&input, &whole).unwrap();
+        vdrecover(["recover", arg(&input), "-o", arg(&at("folder")), "--force"]);
+        assert!(fs::read(&input).is_ok_and(|now| now == whole), "{name}");
+        fs::remove_dir_all(at("folder")).unwrap();
+    }
+}
+
+#[test]
+fn everything_that_was_given_is_an_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (image, map) = (at("datastore.qcow2"), at("out.raw.map"));
+    fs::copy(demo(), &image).unwrap();
+    fs::write(&map, "0x0 + 1\n0x0 0x40000000 +\n0x40000000 0x1C0100000 -\n").unwrap();
+    let with_map = format!("{}={}", arg(&image), arg(&map));
+    let disk = format!("{}::vms/web01/web01.raw", arg(&image));
+    let iso = format!("{}::store/datastore1/iso/tools.iso", arg(&image));
+    keeps(&map, &["export", &iso, "-o", arg(&map), "--force", "--mapfile", &with_map]);
+    // Another member, or a part of a split image.
+    let other = at("other");
+    fs::create_dir(&other).unwrap();
+    fs::copy(demo(), other.join("copy.qcow2")).unwrap();
+    for dest in ["copy.qcow2", "new.raw"] {
+        let dest = other.join(dest);
+        keeps(&other.join("copy.qcow2"), &["export", &disk, "-o", arg(&dest), "--force", "--with", arg(&other)]);
+    }
+    let halves = fs::read(demo()).unwrap();
+    let (first, second) = halves.split_at(512 << 10);
+    fs::write(at("part.001"), first).unwrap();
+    fs::write(at("part.002"), second).unwrap();
+    let iso = format!("{}::store/datastore1/iso/tools.iso", arg(&at("part.001")));
+    keeps(&at("part.002"), &["export", &iso, "-o", arg(&at("part.002")), "--force"]);
+    keeps(&at("part.002"), &["scan", arg(&at("part.001")), "--case", arg(&at("case"))]);
+    keeps(&image, &["scan", arg(&demo()), "--with", arg(&other), "--case", arg(&other.join("case"))]);
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
+}
+
+#[test]
+fn stdout_may_be_an_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("datastore.qcow2");
+    fs::copy(demo(), &image).unwrap();
+    let iso = format!("{}::store/datastore1/iso/tools.iso", arg(&image));
+    for args in [&["scan", arg(&image)][..], &["cat", &iso], &["export", &iso, "-o", "-"], &["info", arg(&image)]] {
+        let stdout = fs::OpenOptions::new().append(true).open(&image).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_vdrecover")).args(args).stdout(stdout).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("standard output"));
+        assert_eq!(fs::read(&image).unwrap(), fs::read(demo()).unwrap(), "{args:?}");
+    }
+}
+
 #[test]
 fn mount_points_that_can_not_be_used() {
     let test = "mount_points_that_can_not_be_used";

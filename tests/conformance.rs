@@ -6,6 +6,8 @@ mod common;
 use common::{expect, records, skip, tool, unpacked, vdrecover};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use vdrecover::case::{Case, Options};
@@ -140,6 +142,65 @@ fn the_far_ends_of_thin_disks() {
             assert_eq!(cat(at - 1, "1"), [0]);
             assert_eq!(cat(at + 512, "0x1000"), [0; 4096]);
         }
+    }
+}
+
+/// The same through an export, which needs a file system that holds 42 TiB, and through the mount.
+#[test]
+fn the_far_ends_of_thin_disks_exported_and_mounted() {
+    let test = "the_far_ends_of_thin_disks_exported_and_mounted";
+    let far = [("normal-flat.vmdk", 42_u64 << 30), ("large-flat.vmdk", 117 << 30)];
+    let at = |file: &Path, offset: u64| {
+        let mut bytes = [0; 514];
+        File::open(file).unwrap().read_exact_at(&mut bytes, offset - 1).unwrap();
+        assert_eq!((bytes[0], bytes[513]), (0, 0));
+        assert_eq!(bytes[1..513], [0x42; 512]);
+    };
+    for name in ["vmfs5", "vmfs6"] {
+        let Some(image) = unpacked(test, &format!("vmfs/{name}.bin.gz")) else { return };
+        let memory = Path::new("/dev/shm");
+        if memory.is_dir() {
+            let folder = tempfile::tempdir_in(memory).unwrap();
+            for (file, offset) in far {
+                let out = folder.path().join(file);
+                let locator = format!("{}::store/{name}/{file}", image.display());
+                expect(0, ["export", &locator, "-o", out.to_str().unwrap()]);
+                at(&out, offset);
+                assert!(fs::metadata(&out).unwrap().blocks() < 100_000, "holes stay holes");
+            }
+        } else {
+            skip(test, "there is no /dev/shm to export 42 TiB to");
+        }
+        if File::options().read(true).write(true).open("/dev/fuse").is_err() {
+            skip(test, "/dev/fuse can't be opened");
+            continue;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        expect(0, ["mount".as_ref(), image.as_os_str(), folder.path().as_os_str()]);
+        let mounted = std::panic::catch_unwind(|| {
+            for (file, offset) in far {
+                at(&folder.path().join("store").join(name).join(file), offset);
+            }
+            let listed = fs::read_dir(folder.path().join("store").join(name).join("directory")).unwrap();
+            assert_eq!(listed.count(), 100);
+        });
+        assert!(Command::new("umount").arg(folder.path()).status().unwrap().success());
+        mounted.unwrap();
+    }
+}
+
+/// What the project's own generator writes, read by others: dissect.vmfs, vmfs-tools, vmfs6-tools, qemu-img.
+#[test]
+fn others_read_the_fixtures_as_they_were_written() {
+    let test = "others_read_the_fixtures_as_they_were_written";
+    if !tool(test, "python3", &["-c", "import dissect.vmfs"]) {
+        return;
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/verify-testdata");
+    for sample in ["vmfs5-basic", "vmfs6-basic", "vmfs5-span", "vmfs6-layouts"] {
+        let output = Command::new("python3").arg(&script).arg(sample).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
     }
 }
 

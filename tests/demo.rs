@@ -141,6 +141,30 @@ fn recover_writes_the_tree_with_a_manifest_that_is_true() {
 }
 
 #[test]
+fn a_case_folder_keeps_hashes_until_the_input_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("evidence/datastore.qcow2");
+    fs::create_dir(image.parent().unwrap()).unwrap();
+    fs::copy(demo(), &image).unwrap();
+    let keep = folder.path().join("case").display().to_string();
+    let disk = format!("{}::vms/db01/db01.raw", image.display());
+    let out = folder.path().join("db01.raw");
+    let export = || records(0, ["export", &disk, "--json", "--force", "--case", &keep, "-o", out.to_str().unwrap()]);
+    let hash = export()[0]["sha256"].clone();
+    let listed = || records(0, ["ls", &disk, "--json", "--case", &keep])[0]["sha256"].clone();
+    assert_eq!(listed(), hash);
+    // A hash that the same input does not give again is told.
+    let kept = Path::new(&keep).join("hashes.json");
+    let text = fs::read_to_string(&kept).unwrap();
+    fs::write(&kept, text.replace(hash.as_str().unwrap(), &"0".repeat(64))).unwrap();
+    let rows = records(1, ["export", &disk, "--json", "--force", "--case", &keep, "-o", out.to_str().unwrap()]);
+    assert!(rows.iter().any(|row| row["code"] == "CASE-HASH"), "{rows:?}");
+    assert_eq!(listed(), hash);
+    fs::File::options().append(true).open(&image).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    assert_eq!(listed(), Value::Null);
+}
+
+#[test]
 fn the_mount_shows_the_same_bytes() {
     let test = "the_mount_shows_the_same_bytes";
     let usable = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
@@ -172,7 +196,7 @@ fn map_covers_a_disk_and_trace_ends_on_the_device() {
     let rows = records(0, ["trace", "--json", &at("vms/web01/web01.raw"), "--offset", "1M"]);
     let hops: Vec<&str> = rows.iter().filter_map(|row| row["layer"].as_str()).collect();
     assert_eq!(hops.first(), Some(&"vms/web01/web01.raw"));
-    assert_eq!(hops.last().map(|hop| Path::new(hop)), Some(demo().as_path()));
+    assert_eq!(hops.last().map(Path::new), Some(demo().as_path()));
 }
 
 #[test]

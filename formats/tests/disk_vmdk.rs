@@ -28,8 +28,6 @@ enum Grain {
     Unmapped,
     Zero,
     Data(u8),
-    /// As it stands.
-    Raw(u64),
 }
 
 /// An SESparse extent of `capacity` sectors: headers, journal and maps of one sector each, the directory, the tables
@@ -89,7 +87,6 @@ fn sesparse_image(capacity: u64, grains: &BTreeMap<u64, Grain>) -> Vec<u8> {
         match what {
             Grain::Unmapped => put(at, 1 << 60),
             Grain::Zero => put(at, 2 << 60),
-            Grain::Raw(value) => put(at, *value),
             Grain::Data(byte) => {
                 put(at, 3 << 60 | (next & 0xfff) << 48 | next >> 12);
                 data.push(((grains_at + next * 8) * 512, *byte));
@@ -113,7 +110,6 @@ fn expected(len: u64, grains: &BTreeMap<u64, Grain>, parent: &[u8]) -> Vec<u8> {
         match what {
             Grain::Zero | Grain::Unmapped => bytes[from..to].fill(0),
             Grain::Data(byte) => bytes[from..to].fill(*byte),
-            Grain::Raw(_) => {}
         }
     }
     bytes
@@ -286,13 +282,6 @@ fn hostile_sesparse_headers() {
             check_laws(&*layer, Effort { runs: 300, bytes: 256 << 10 }).unwrap();
         }
     }
-    let open = |image: &Bytes| {
-        let opened = (sesparse::FORMAT.open)(image, &memo()).ok()?;
-        Some(disks(&opened, &[Some(memory(vec![3; 100_000]))])[0].bytes.clone())
-    };
-    let small = sesparse_image(24, &BTreeMap::from([(0, Grain::Data(1)), (1, Grain::Raw(3 << 60)), (2, Grain::Zero)]));
-    mutate(&small, 300, 208, open);
-    mutate(&small, 300, 18 * 512, open);
 }
 
 /// A COWD extent with grains of one sector.
@@ -348,12 +337,6 @@ fn cowd_over_a_flat_parent() {
         folder.write("base.vmdk", base.as_bytes());
         assert!(folder.raw(&["-f", "vmdk", "top.vmdk"]) == want);
     }
-    let open = |image: &Bytes| {
-        let opened = (FORMAT.open)(&memory(top.as_bytes().to_vec()), &memo()).ok()?;
-        Some(disks(&opened, &[Some(image.clone()), Some(memory(vec![3; 100_000]))])[0].bytes.clone())
-    };
-    mutate(&cowd, 200, 28, open);
-    mutate(&cowd, 200, 6 * 512, open);
 }
 
 #[test]
@@ -414,10 +397,6 @@ fn hosted_sparse_extents_have_two_tables() {
             assert_eq!(trust_of(bytes), Trust::Doubtful, "{at:#x} {garbage}");
         }
     }
-    let open = |image: &Bytes| Some(disks(&opened, &[Some(image.clone())])[0].bytes.clone());
-    let head = primary + 64 * 512;
-    mutate(&good[..head.min(good.len())], 100, 79, open);
-    mutate(&good[..head.min(good.len())], 100, head, open);
 }
 
 #[test]

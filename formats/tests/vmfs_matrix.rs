@@ -7,6 +7,7 @@
     clippy::as_conversions,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::single_range_in_vec_init,
     missing_docs,
     reason = "tests"
 )]
@@ -81,15 +82,11 @@ fn one(version: Version) -> Vmfs {
     store(version, vec![320 << 20])
 }
 
-fn finish(store: Vmfs) -> Vec<Device> {
-    store.finish()
-}
-
 fn disk(device: Device) -> Bytes {
     Arc::new(Disk(device))
 }
 
-fn open(devices: Vec<Option<Bytes>>) -> Arc<dyn Tree> {
+fn open(devices: &[Option<Bytes>]) -> Arc<dyn Tree> {
     let first = devices[0].clone().unwrap();
     let opened = (vmfs::FORMAT.open)(&first, &Pool::new(16 << 20).share()).unwrap();
     let Ok(Content::Tree(tree)) = (opened.join)(&devices[1..]) else { panic!("no datastore") };
@@ -104,10 +101,10 @@ fn find(tree: &dyn Tree, path: &str) -> NodeId {
 fn lost(layer: &dyn Layer) -> Vec<(Range<u64>, Why)> {
     let mut lost: Vec<(Range<u64>, Why)> = Vec::new();
     for run in walk(layer, 0..layer.len()) {
-        let Place::Lost(loss) = run.place else { continue };
+        let Place::Lost(cause) = run.place else { continue };
         match lost.last_mut() {
-            Some((range, why)) if range.end == run.at && *why == loss.why => range.end += run.len,
-            _ => lost.push((run.at..run.at + run.len, loss.why)),
+            Some((range, why)) if range.end == run.at && *why == cause.why => range.end += run.len,
+            _ => lost.push((run.at..run.at + run.len, cause.why)),
         }
     }
     lost
@@ -169,18 +166,18 @@ fn a_pointer_block_costs_what_it_maps() {
                 let table = store.locate(name).pointer_blocks[index];
                 assert_eq!(table.level, 0);
                 let (_, at) = store.device_position(table.lv);
-                let device = finish(store).remove(0);
+                let device = store.finish().remove(0);
                 let gap = table.offset..table.offset + leaf(version);
 
                 let bad = Damaged::new(disk(device.clone()), vec![at..at + table.len], Why::Unreadable);
-                let tree = open(vec![Some(Arc::new(bad))]);
+                let tree = open(&[Some(Arc::new(bad))]);
                 check(&*tree, named(&files, name), &[(gap.clone(), Why::Unmapped)]);
                 others(&*tree, &files, &[name]);
                 assert!(codes(&*tree).contains("VMFS-POINTER"), "{version:?} {name}");
 
                 let mut wiped = device.clone();
                 wiped.zero(at..at + table.len);
-                let tree = open(vec![Some(disk(wiped))]);
+                let tree = open(&[Some(disk(wiped))]);
                 check(&*tree, named(&files, name), &[(gap, Why::Unmapped)]);
                 others(&*tree, &files, &[name]);
                 let codes = codes(&*tree);
@@ -199,16 +196,16 @@ fn an_upper_pointer_block_costs_all_below() {
         let located = store.locate("deep");
         let table = *located.pointer_blocks.iter().find(|table| table.level == 1).unwrap();
         let (_, at) = store.device_position(table.lv);
-        let device = finish(store).remove(0);
+        let device = store.finish().remove(0);
         let file = named(&files, "deep");
         let all = [(0..file.len, Why::Unmapped)];
         let bad = Damaged::new(disk(device.clone()), vec![at..at + table.len], Why::Unreadable);
-        let tree = open(vec![Some(Arc::new(bad))]);
+        let tree = open(&[Some(Arc::new(bad))]);
         check(&*tree, file, &all);
         others(&*tree, &files, &["deep"]);
         let mut wiped = device;
         wiped.zero(at..at + table.len);
-        let tree = open(vec![Some(disk(wiped))]);
+        let tree = open(&[Some(disk(wiped))]);
         check(&*tree, file, &all);
         others(&*tree, &files, &["deep"]);
     }
@@ -222,9 +219,9 @@ fn wiped_pointers_are_no_hole() {
         let files = store.expected();
         let at = store.locate("direct");
         let (_, start) = store.device_position(at.pointers_lv);
-        let mut device = finish(store).remove(0);
+        let mut device = store.finish().remove(0);
         device.zero(start..start + 1024);
-        let tree = open(vec![Some(disk(device))]);
+        let tree = open(&[Some(disk(device))]);
         let file = named(&files, "direct");
         check(&*tree, file, &[(0..file.len, Why::Unmapped)]);
         others(&*tree, &files, &["direct"]);
@@ -238,9 +235,9 @@ fn a_descriptor_of_garbage_costs_its_file() {
         let files = store.expected();
         let Located { fd, fd_lv, fd_len, .. } = store.locate("direct");
         let (_, at) = store.device_position(fd_lv);
-        let mut device = finish(store).remove(0);
+        let mut device = store.finish().remove(0);
         device.write(at, &pattern(fd_len as usize, 99));
-        let tree = open(vec![Some(disk(device))]);
+        let tree = open(&[Some(disk(device))]);
         let id = NodeId(fd.into());
         let entry = tree.lookup(tree.root(), b"direct").unwrap().unwrap();
         assert_eq!(entry.id, id);
@@ -268,8 +265,8 @@ fn a_bad_block_of_a_folder_costs_the_names_in_it() {
         let hit = |at: u64| at < bad.end && bad.start < at + entry_len;
         let want: BTreeSet<&str> = names.iter().zip(&at).filter(|(_, at)| !hit(**at)).map(|(name, _)| *name).collect();
         assert!(want.len() > 10 && want.len() < 45, "{want:?}");
-        let device = finish(store).remove(0);
-        let tree = open(vec![Some(Arc::new(Damaged::new(disk(device), vec![bad.clone()], Why::Unreadable)))]);
+        let device = store.finish().remove(0);
+        let tree = open(&[Some(Arc::new(Damaged::new(disk(device), vec![bad.clone()], Why::Unreadable)))]);
         let dir = find(&*tree, "folder");
         let (mut have, mut findings) = (BTreeSet::new(), Vec::new());
         let take = &mut |entry: Result<vdrecover_formats::Entry, vdrecover_formats::Finding>| {
@@ -342,10 +339,10 @@ fn a_cut_device_costs_what_lay_behind() {
         let places: Vec<Located> = files.iter().map(|file| store.locate(&file.path)).collect();
         let direct = store.locate("direct");
         let cut = store.device_position(direct.blocks[2].lv).1 + 100_000;
-        let (at, before) = (store.clone(), finish(store).remove(0));
+        let (at, before) = (store.clone(), store.finish().remove(0));
         let mut device = before;
         device.truncate(cut);
-        let tree = open(vec![Some(disk(device))]);
+        let tree = open(&[Some(disk(device))]);
         let mut hit = 0;
         for (file, located) in files.iter().zip(&places).filter(|(file, _)| file.content.is_some()) {
             let small = located.blocks.iter().all(|block| block.len < MIB);
@@ -369,10 +366,10 @@ fn a_missing_extent_costs_what_lay_on_it() {
         let files = store.expected();
         let places: Vec<Located> = files.iter().map(|file| store.locate(&file.path)).collect();
         let at = store.clone();
-        let devices: Vec<Bytes> = finish(store).into_iter().map(disk).collect();
+        let devices: Vec<Bytes> = store.finish().into_iter().map(disk).collect();
         for gone in 1..3 {
-            let given = (0..3).map(|n| (n != gone).then(|| devices[n].clone())).collect();
-            let tree = open(given);
+            let given: Vec<Option<Bytes>> = (0..3).map(|n| (n != gone).then(|| devices[n].clone())).collect();
+            let tree = open(&given);
             let mut hit = 0;
             for (file, located) in files.iter().zip(&places).filter(|(file, _)| file.content.is_some()) {
                 let have = |device, _| if device == gone { 0 } else { u64::MAX };

@@ -32,8 +32,7 @@ const MAX_STORES: usize = 50_000;
 /// Opens everything that `options` names.
 pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Result<()> {
     if let Some(folder) = &options.keep {
-        let evidence: Vec<_> = options.inputs.iter().chain(&options.with).cloned().collect();
-        super::keep::prepare(folder, &evidence)?;
+        super::keep::prepare(folder, options.inputs.iter().chain(&options.with))?;
     }
     let mut work = Work { case, queue: VecDeque::new(), waiting: Vec::new(), opened: HashSet::new() };
     for path in &options.inputs {
@@ -95,8 +94,6 @@ impl Work<'_> {
     }
 
     fn give_folder(&mut self, path: &Path, input: bool) -> Result<()> {
-        // Each file that is an image stays open.
-        crate::source::raise_file_limit();
         let folder = Folder::open(path, true, Arc::clone(&self.case.sources))?;
         let name = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let name = name
@@ -105,6 +102,9 @@ impl Work<'_> {
         let before = self.case.items.len();
         let tree: Arc<dyn Tree> = Arc::new(folder);
         self.add_store(None, &name, &tree);
+        if let Some(store) = self.case.stores.last_mut() {
+            store.shown = input;
+        }
         if self.case.items.len() == before {
             if input {
                 self.case.stores.pop();
@@ -460,7 +460,7 @@ impl Work<'_> {
         let depth = item.map_or(0, |id| self.case.items[id].depth + 1);
         let name = unique(super::names::safe(name), &self.case.stores);
         let images: Vec<StoreFile> = files.iter().filter(|file| is_image(file, item.is_none())).cloned().collect();
-        self.case.stores.push(Store { item, name, tree: Arc::clone(tree), files });
+        self.case.stores.push(Store { item, name, tree: Arc::clone(tree), files, shown: true });
         for file in images {
             let bytes = match tree.open(file.entry.id) {
                 Ok(bytes) => bytes,
@@ -568,7 +568,12 @@ impl Work<'_> {
         };
         let loose = (0..self.case.items.len()).filter(|id| {
             let item = &self.case.items[*id];
-            let own = matches!(item.origin, Origin::Source(_) | Origin::File { .. });
+            // What was opened to look for parents and extents in is nothing that was asked for.
+            let own = match &item.origin {
+                Origin::Source(source) => self.case.inputs.iter().any(|input| Arc::ptr_eq(input, source)),
+                Origin::File { store, .. } => self.case.stores[*store].shown,
+                Origin::Inside(_) | Origin::Volume { .. } => false,
+            };
             let disk = item.format.name != "raw" || item.bytes.len().is_multiple_of(SECTOR);
             own && disk && item.used_by.is_none() && !is_base(self.case, *id) && !holds_store(*id) && !used_in_set(*id)
         });

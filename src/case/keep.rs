@@ -9,6 +9,8 @@ use crate::sweep::{SweepOptions, sweep as pass};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 use vdrecover_formats::format::Clue;
@@ -24,14 +26,15 @@ pub(super) struct Swept {
 }
 
 /// Makes the case folder. It may not be where the evidence is: nothing is written there.
-pub(super) fn prepare(folder: &Path, inputs: &[PathBuf]) -> Result<()> {
+pub(super) fn prepare<'a>(folder: &Path, inputs: impl Iterator<Item = &'a PathBuf>) -> Result<()> {
     let exists = folder.exists();
     let home = if exists { folder.canonicalize() } else { absolute(folder) };
     let home = home.with_context(|| folder.display().to_string())?;
     for input in inputs {
         let Ok(input) = input.canonicalize() else { continue };
-        let holds = if input.is_dir() { input.as_path() } else { input.parent().unwrap_or(&input) };
-        if home.starts_with(holds) && !holds.starts_with("/dev") && holds != Path::new("/") {
+        let Ok(kind) = fs::metadata(&input).map(|meta| meta.file_type()) else { continue };
+        let holds = if kind.is_dir() { input.as_path() } else { input.parent().unwrap_or(&input) };
+        if home.starts_with(holds) && !kind.is_block_device() && holds != Path::new("/") {
             bail!(
                 "{}: the case folder lies in {}, where the evidence is; name one elsewhere",
                 folder.display(),
@@ -129,6 +132,8 @@ fn save(file: &Path, identity: &Value, clues: &[(&'static Format, Vec<Clue>)]) -
         })
         .collect();
     let part = file.with_extension("part");
-    fs::write(&part, serde_json::to_vec(&json!({"identity": identity, "clues": sets}))?)?;
+    // Made anew: a link of that name must not lead the bytes elsewhere.
+    let _ = fs::remove_file(&part);
+    fs::File::create_new(&part)?.write_all(&serde_json::to_vec(&json!({"identity": identity, "clues": sets}))?)?;
     Ok(fs::rename(&part, file)?)
 }

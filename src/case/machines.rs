@@ -2,7 +2,8 @@
 
 use super::discover;
 use super::item::{ItemId, Origin};
-use super::{Case, Noted, StoreFile, names, paths, wants};
+use super::{Case, Noted, Store, StoreFile, names, paths, wants};
+use std::collections::HashSet;
 use vdrecover_formats::vm::{self, Dictionary};
 use vdrecover_formats::{Finding, Kind, Trust, read_vec};
 
@@ -25,6 +26,21 @@ pub struct Machine {
     pub snapshots: Vec<Snapshot>,
     /// Every other end of a chain in its folder.
     pub tips: Vec<MachineDisk>,
+}
+
+impl Machine {
+    /// Where its folder is in the case, with a slash behind it.
+    pub(super) fn place(&self, stores: &[Store]) -> Vec<u8> {
+        let store = stores.get(self.store).map_or(&b""[..], |store| &store.name);
+        let folder = paths::split(&self.config).0;
+        let slash = if folder.is_empty() { &b""[..] } else { b"/" };
+        [b"store/", store, b"/", folder, slash].concat()
+    }
+
+    /// Every disk of it, in all states.
+    fn all_disks(&self) -> impl Iterator<Item = &MachineDisk> {
+        self.disks.iter().chain(self.snapshots.iter().flat_map(|snapshot| &snapshot.disks))
+    }
 }
 
 /// A disk of a machine.
@@ -53,19 +69,21 @@ pub struct Snapshot {
 
 /// Finds the machines of all stores and takes their disks off the list of loose ones.
 pub(super) fn find(case: &mut Case) {
-    let mut machines = Vec::new();
-    for store in 0..case.stores.len() {
+    let (mut machines, mut notes) = (Vec::new(), Vec::new());
+    for store in (0..case.stores.len()).filter(|store| case.stores[*store].shown) {
         for file in &case.stores[store].files {
             let is_config = file.entry.kind == Kind::File && file.entry.name.to_ascii_lowercase().ends_with(b".vmx");
-            if let Some(text) = is_config.then(|| dictionary(case, store, file)).flatten() {
-                machines.push(machine(case, store, file, &text));
+            if let Some(text) = is_config.then(|| dictionary(case, store, file, &mut notes)).flatten() {
+                machines.push(machine(case, store, file, &text, &mut notes));
             }
         }
     }
+    case.findings.append(&mut notes);
     name_apart(&mut machines);
     for machine in &machines {
         let about = format!("vms/{}", super::item::text(&machine.name));
-        for disk in machine.disks.iter().filter(|disk| disk.item.is_none()) {
+        let mut told = HashSet::new();
+        for disk in machine.all_disks().filter(|disk| disk.item.is_none() && told.insert(&disk.file)) {
             let text = format!("its disk {} is not there", super::item::text(&disk.file));
             case.findings.push(Noted {
                 about: about.clone(),
@@ -75,9 +93,7 @@ pub(super) fn find(case: &mut Case) {
     }
     let used: Vec<ItemId> = machines
         .iter()
-        .flat_map(|machine| {
-            machine.disks.iter().chain(&machine.tips).chain(machine.snapshots.iter().flat_map(|s| &s.disks))
-        })
+        .flat_map(|machine| machine.all_disks().chain(&machine.tips))
         .filter_map(|disk| disk.item)
         .collect();
     case.loose.retain(|item| !used.contains(item));
@@ -95,16 +111,47 @@ pub(super) fn find(case: &mut Case) {
     case.findings.extend(failed);
 }
 
-fn dictionary(case: &Case, store: usize, file: &StoreFile) -> Option<Dictionary> {
-    let bytes = case.stores[store].tree.open(file.entry.id).ok()?;
+/// The pairs in a file. What a machine is made of depends on them: whatever is wrong with the file is noted.
+fn dictionary(case: &Case, store: usize, file: &StoreFile, notes: &mut Vec<Noted>) -> Option<Dictionary> {
+    let mut note = |trust, text| notes.push(noted(case, store, file, trust, text));
+    let tree = &case.stores[store].tree;
+    // Every machine without a snapshot has an empty list of them.
+    if is_list(file) && tree.node(file.entry.id).is_ok_and(|node| node.len == 0) {
+        return None;
+    }
+    let bytes = match tree.open(file.entry.id) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            note(Trust::Doubtful, format!("can't be read, and what it says of a VM is not known: {error}"));
+            return None;
+        }
+    };
     let len = usize::try_from(bytes.len().min(vm::MAX_TEXT)).ok()?;
     // What is lost in it reads as zeros, which end a line: the other lines count.
-    let (text, _) = read_vec(&*bytes, 0, len);
+    let (text, seen) = read_vec(&*bytes, 0, len);
     let found = Dictionary::parse(&text);
+    if let Some(gap) = seen.gaps.first() {
+        note(Trust::Doubtful, format!("settings in it are missing: {gap}"));
+    } else if seen.trust > Trust::Sound {
+        note(seen.trust, format!("its content is {}, and so is what it says of a VM", seen.trust.word()));
+    } else if bytes.len() > vm::MAX_TEXT {
+        note(Trust::Doubtful, format!("only its first {} bytes were looked at", vm::MAX_TEXT));
+    } else if found.is_empty() {
+        note(Trust::Doubtful, "holds no settings; what it should say of a VM is not known".into());
+    }
     (!found.is_empty()).then_some(found)
 }
 
-fn machine(case: &Case, store: usize, config: &StoreFile, text: &Dictionary) -> Machine {
+fn noted(case: &Case, store: usize, file: &StoreFile, trust: Trust, text: String) -> Noted {
+    let about = super::item::text(&[b"store/", &case.stores[store].name[..], b"/", &file.path].concat());
+    Noted { about, finding: Finding::new("VM-CONFIG", 0..0, trust, text) }
+}
+
+fn is_list(file: &StoreFile) -> bool {
+    file.entry.name.to_ascii_lowercase().ends_with(b".vmsd")
+}
+
+fn machine(case: &Case, store: usize, config: &StoreFile, text: &Dictionary, notes: &mut Vec<Noted>) -> Machine {
     let stated = vm::Machine::of(text);
     let stem = config.entry.name.get(..config.entry.name.len().saturating_sub(4)).unwrap_or_default();
     let folder = config.folder();
@@ -120,7 +167,7 @@ fn machine(case: &Case, store: usize, config: &StoreFile, text: &Dictionary) -> 
     set_apart(&mut disks, |at| stated.disks[at].name.replace(':', "_").into_bytes());
 
     let beside: Vec<&StoreFile> = case.stores[store].files.iter().filter(|file| file.folder() == folder).collect();
-    let snapshots = snapshots(case, store, folder, stem, &beside);
+    let snapshots = snapshots(case, store, (folder, stem), &beside, notes);
     let known = |id: ItemId| {
         let own = disks.iter().chain(snapshots.iter().flat_map(|snapshot| &snapshot.disks));
         own.filter_map(|disk| disk.item).any(|item| item == id)
@@ -157,11 +204,16 @@ fn own_files(case: &Case, store: usize, folder: &[u8]) -> Vec<usize> {
     own.map(|(at, _)| at).collect()
 }
 
-fn snapshots(case: &Case, store: usize, folder: &[u8], stem: &[u8], beside: &[&StoreFile]) -> Vec<Snapshot> {
-    let is_list = |file: &&&StoreFile| file.entry.name.to_ascii_lowercase().ends_with(b".vmsd");
+fn snapshots(
+    case: &Case,
+    store: usize,
+    (folder, stem): (&[u8], &[u8]),
+    beside: &[&StoreFile],
+    notes: &mut Vec<Noted>,
+) -> Vec<Snapshot> {
     let own = beside.iter().find(|file| is_list(file) && stem_of(&file.entry.name).eq_ignore_ascii_case(stem));
-    let Some(file) = own.or_else(|| beside.iter().find(is_list)) else { return Vec::new() };
-    let Some(text) = dictionary(case, store, file) else { return Vec::new() };
+    let Some(file) = own.or_else(|| beside.iter().find(|file| is_list(file))) else { return Vec::new() };
+    let Some(text) = dictionary(case, store, file, notes) else { return Vec::new() };
     let mut snapshots: Vec<Snapshot> = vm::snapshots(&text)
         .into_iter()
         .map(|stated| {
@@ -179,7 +231,14 @@ fn snapshots(case: &Case, store: usize, folder: &[u8], stem: &[u8], beside: &[&S
         })
         .collect();
     snapshots.sort_by_key(|snapshot| snapshot.uid);
-    snapshots.dedup_by_key(|snapshot| snapshot.uid);
+    let stated = text.number("snapshot.numsnapshots");
+    let twice = snapshots.windows(2).any(|pair| pair[0].uid == pair[1].uid);
+    if twice || stated.is_some_and(|stated| i64::try_from(snapshots.len()) != Ok(stated)) {
+        let stated = stated.map_or_else(|| "no number of".to_owned(), |stated| stated.to_string());
+        let same = if twice { ", two of them with the same uid" } else { "" };
+        let text = format!("says it has {stated} snapshots, and {} are in it{same}", snapshots.len());
+        notes.push(noted(case, store, file, Trust::Doubtful, text));
+    }
     snapshots
 }
 

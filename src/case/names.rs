@@ -121,9 +121,9 @@ pub(super) fn build(case: &Case) -> Names {
     }
     add_loose(case, &mut names, root);
     add_volumes(case, &mut names, root);
-    if !case.stores.is_empty() {
+    if case.stores.iter().any(|store| store.shown) {
         let dir = names.dir(root, b"store");
-        for (index, store) in case.stores.iter().enumerate() {
+        for (index, store) in case.stores.iter().enumerate().filter(|(_, store)| store.shown) {
             names.link(dir, &store.name, compose(index, store.tree.root()), Kind::Dir);
         }
     }

@@ -25,6 +25,7 @@ impl Sources {
     /// mapped into memory.
     #[must_use]
     pub fn new(maps: Vec<MapArg>, mmap: bool) -> Self {
+        source::split::raise_file_limit();
         Self { maps, mmap, open: Mutex::default() }
     }
 

@@ -4,6 +4,7 @@ use super::folder::Folder;
 use super::item::{Filled, ItemId, Origin};
 use super::paths;
 use super::{Case, Item};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use vdrecover_formats::{Bytes, Entry, Finding, Kind, NodeId, Role, Tree, Trust, Want};
@@ -35,7 +36,7 @@ pub(super) fn beside(case: &Case, item: &Item) -> Option<Beside> {
 fn host_folder(case: &Case, file: &Path) -> Option<Beside> {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Devices have neighbours that are none of the image's business.
-    if parent.starts_with("/dev") {
+    if std::fs::metadata(file).is_ok_and(|meta| meta.file_type().is_block_device()) {
         return None;
     }
     let mut folders = case.folders.lock().unwrap_or_else(PoisonError::into_inner);

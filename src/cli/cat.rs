@@ -7,7 +7,9 @@ use crate::locator::{self, Locator};
 use crate::ordered::{Buffers, ordered};
 use crate::report;
 use anyhow::{Result, bail};
+use base64::Engine;
 use clap::Args;
+use serde_json::json;
 use std::ffi::OsString;
 use std::ops::{ControlFlow, Range};
 use vdrecover_formats::num::narrow;
@@ -38,9 +40,6 @@ struct How<'a> {
 }
 
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
-    if out.json {
-        bail!("cat writes bytes, which JSON can't hold; `map --json` tells where they are");
-    }
     let locator = Locator::parse(&command.locator);
     let case = global.open_at(&locator, out)?;
     let (found, bytes) = locator::open(&case, &locator)?;
@@ -93,9 +92,11 @@ fn copy(layer: &dyn Layer, range: Range<u64>, how: &How<'_>, out: &mut Out) -> R
             missing += seen.gaps.iter().map(|gap| gap.range.end - gap.range.start).sum::<u64>();
             let gap = seen.gaps.first().filter(|_| !fill);
             let end = gap.map_or(range.end, |gap| gap.range.start);
-            let written = match &bytes {
-                Some(bytes) => out.bytes(&bytes[..narrow(end - range.start)]),
-                None => out.zeros(end - range.start),
+            let known = bytes.as_ref().map(|bytes| &bytes[..narrow(end - range.start)]);
+            let written = match (known, out.json) {
+                (_, true) => records(range.start..end, known, &seen, out),
+                (Some(bytes), false) => out.bytes(bytes),
+                (None, false) => out.zeros(end - range.start),
             };
             if let Some(bytes) = bytes {
                 buffers.give(bytes);
@@ -119,6 +120,19 @@ fn copy(layer: &dyn Layer, range: Range<u64>, how: &How<'_>, out: &mut Out) -> R
         out.error(&format!("{shown}: the bytes are {}; `vdrecover scan` says why", trust.word()));
     }
     Ok(Outcome::doubt_if(missing > 0 || trust > Trust::Sound))
+}
+
+/// With `--json`: what is there as base64, and what is not as a gap. Zeros that are in no file are only counted.
+fn records(range: Range<u64>, bytes: Option<&[u8]>, seen: &Seen, out: &mut Out) -> Result<()> {
+    let data = bytes.map(|bytes| base64::engine::general_purpose::STANDARD.encode(bytes));
+    let fields =
+        json!({"start": range.start, "length": range.end - range.start, "trust": seen.trust.word(), "data_b64": data});
+    out.record("bytes", fields)?;
+    for gap in &seen.gaps {
+        let len = gap.range.end - gap.range.start;
+        out.record("gap", json!({"start": gap.range.start, "length": len, "why": gap.loss.why.word()}))?;
+    }
+    Ok(())
 }
 
 fn piece(layer: &dyn Layer, step: Step, buffers: &Buffers) -> Piece {

@@ -3,7 +3,7 @@
 use super::cat::is_descriptor;
 use super::out::Out;
 use super::{Global, Outcome, size};
-use crate::case::Case;
+use crate::case::{Case, Hashes};
 use crate::digest::Digest;
 use crate::export::folder::{FolderOptions, Foldered, export_folder};
 use crate::export::{Dest, Evidence, ExportOptions, Exported, Hashing, Refused, export};
@@ -11,12 +11,12 @@ use crate::locator::{self, Locator};
 use crate::progress::Progress;
 use crate::report::{self, printable};
 use anyhow::{Context, Result, bail};
+use base64::Engine;
 use clap::{Args, ValueEnum};
-use serde_json::json;
+use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 use vdrecover_formats::{Finding, Kind, Tree, Trust};
 
 /// Arguments of `export`.
@@ -66,18 +66,21 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         Some(path) => locator::find(&case, path)?,
         None => locator::one_disk(&case)?,
     };
-    let evidence = evidence(&case, std::slice::from_ref(&locator.image))?;
+    let evidence = evidence(&case, std::slice::from_ref(&locator.image), global)?;
     let progress = stoppable(global)?;
     let options = command.writing.options(&case, &printable(&found.path), global);
-    let incomplete = Outcome::doubt_if(!case.failed.is_empty());
     if found.entry.kind == Kind::Dir {
+        let incomplete = doubts(&case, &found.path, out)?;
         let source = format!("{}::{}", locator.image.display(), printable(&found.path));
         let options = FolderOptions { export: options, source, attributes: true };
         let done = export_folder(&case, found.entry.id, &command.output, &evidence, &options, &progress)
             .map_err(|error| advise(error, &command.output));
         progress.finish();
-        return Ok(tell_folder(&done?, &command.output, out)?.max(incomplete));
+        let done = done?;
+        let kept = keep_folder(&case, global, &found.path, &done, out)?;
+        return Ok(tell_folder(&done, &command.output, out)?.max(incomplete).max(kept));
     }
+    let incomplete = Outcome::doubt_if(!case.failed.is_empty());
     if case.target(found.entry.id).is_some() {
         check_format(command)?;
     }
@@ -90,11 +93,68 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         Err(error) if matches!(error.downcast_ref(), Some(Refused::Closed)) => return Ok(incomplete),
         done => done.map_err(|error| advise(error, &command.output))?,
     };
-    let outcome = tell(&done, &command.output, matches!(dest, Dest::Pipe(_)), out)?;
+    let mut outcome = tell(&done, &command.output, matches!(dest, Dest::Pipe(_)), out)?;
+    if let Some(hash) = done.digest.hex() {
+        outcome = outcome.max(keep(&case, global, [(found.path.clone(), hash)], out)?);
+    }
     if is_descriptor(&found.entry.name, bytes.len()) {
         out.hint("this is the descriptor's text: its disk is in vms/ or disks/, see `vdrecover ls -R IMAGE`");
     }
     Ok(outcome.max(incomplete))
+}
+
+/// Keeps hashes in the case folder. One that differs from what the same inputs gave before is a doubt.
+fn keep(
+    case: &Case,
+    global: &Global,
+    new: impl IntoIterator<Item = (Vec<u8>, String)>,
+    out: &mut Out,
+) -> Result<Outcome> {
+    if global.case.is_none() {
+        return Ok(Outcome::Sound);
+    }
+    let mut hashes = Hashes::load(case, global.case.as_deref());
+    let mut outcome = Outcome::Sound;
+    for (path, hash) in new {
+        if let Some(before) = hashes.add(&path, &hash) {
+            let text = format!("came out as {hash}, and before, of inputs that look unchanged, as {before}");
+            let finding = Finding::new("CASE-HASH", 0..0, Trust::Doubtful, text);
+            super::scan::show_finding(&crate::case::Noted { about: printable(&path), finding }, out)?;
+            outcome = Outcome::Doubt;
+        }
+    }
+    hashes.save()?;
+    Ok(outcome)
+}
+
+/// Keeps the hashes of a manifest.
+pub(super) fn keep_folder(case: &Case, global: &Global, top: &[u8], done: &Foldered, out: &mut Out) -> Result<Outcome> {
+    if global.case.is_none() {
+        return Ok(Outcome::Sound);
+    }
+    let text = std::fs::read_to_string(&done.manifest).with_context(|| done.manifest.display().to_string())?;
+    let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let new = rows.filter_map(|row| {
+        let path = match row["original_b64"].as_str() {
+            Some(coded) => base64::engine::general_purpose::STANDARD.decode(coded).ok()?,
+            None => row["path"].as_str()?.as_bytes().to_vec(),
+        };
+        let path = if top.is_empty() { path } else { [top, b"/", &path].concat() };
+        Some((path, row["sha256"].as_str()?.to_owned()))
+    });
+    keep(case, global, new, out)
+}
+
+/// Says what may be missing in a folder that nothing in it can tell of.
+pub(super) fn doubts(case: &Case, path: &[u8], out: &mut Out) -> Result<Outcome> {
+    let doubts = case.doubts(path);
+    for noted in doubts.iter().take(20) {
+        super::scan::show_finding(noted, out)?;
+    }
+    if doubts.len() > 20 {
+        out.line(format_args!("  and {} more; `vdrecover scan` has them all", doubts.len() - 20))?;
+    }
+    Ok(Outcome::doubt_if(!doubts.is_empty() || !case.failed.is_empty()))
 }
 
 fn check_format(command: &Command) -> Result<()> {
@@ -116,31 +176,21 @@ impl Writing {
             force: self.force,
             threads: global.thread_count(),
             hash: if self.no_hash { Hashing::Off } else { Hashing::UpTo(self.hash_limit) },
-            identity: Some(identity(case, what)),
+            identity: Some(format!("{what} {}", crate::case::identity(case))),
             ..ExportOptions::default()
         }
     }
 }
 
-/// Every source with its length and time of change, and what is taken from them.
-fn identity(case: &Case, what: &str) -> String {
-    let sources = case.sources.all();
-    let sources: Vec<_> = sources
-        .iter()
-        .map(|source| {
-            let changed = source.modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            let changed = changed.map(|time| time.as_nanos().to_string());
-            json!([source.path.display().to_string(), source.len, changed])
-        })
-        .collect();
-    json!({"program": env!("CARGO_PKG_VERSION"), "what": what, "sources": sources}).to_string()
-}
-
-/// What may not be written to: every source, and every folder that was given.
-pub(super) fn evidence(case: &Case, inputs: &[PathBuf]) -> Result<Evidence> {
-    let mut evidence = Evidence::of(inputs)?;
-    for source in case.sources.all() {
-        evidence.add(&source.path)?;
+/// What may not be written to: every source, and every file and folder that was given.
+pub(super) fn evidence(case: &Case, inputs: &[PathBuf], global: &Global) -> Result<Evidence> {
+    let maps = global.map_args()?;
+    let given = inputs.iter().chain(&global.with).chain(maps.iter().map(|map| &map.map));
+    // What is not there was told when the case was opened.
+    let given: Vec<&PathBuf> = given.filter(|path| path.exists()).collect();
+    let mut evidence = Evidence::of(&given)?;
+    for path in case.sources.all().iter().flat_map(|source| source.files()) {
+        evidence.add(path)?;
     }
     Ok(evidence)
 }

@@ -2,7 +2,7 @@
 
 use super::out::Out;
 use super::{Global, Outcome};
-use crate::case::Case;
+use crate::case::{Case, Hashes};
 use crate::health::{self, Health};
 use crate::locator::{self, Locator};
 use crate::report;
@@ -37,7 +37,8 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let case = global.open(std::slice::from_ref(&locator.image), true, out)?;
     let path = locator.path.clone().unwrap_or_default();
     let start = locator::find(&case, &path)?;
-    let mut listing = Listing { case: &case, command, out, worst: Outcome::Sound };
+    let hashes = Hashes::load(&case, global.case.as_deref());
+    let mut listing = Listing { case: &case, command, out, hashes, worst: Outcome::Sound };
     if start.entry.kind == Kind::Dir {
         listing.folder(start.entry.id, &path)?;
     } else {
@@ -47,7 +48,15 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         listing.unlinked(&path)?;
     }
     let worst = listing.worst;
-    let incomplete = !case.failed.is_empty();
+    let doubts = if start.entry.kind == Kind::Dir { case.doubts(&path) } else { Vec::new() };
+    for noted in &doubts {
+        let about = &noted.about;
+        out.record("finding", finding_record(about, &noted.finding))?;
+        if !out.json {
+            out.error(&format!("{about}: {} {}", noted.finding.code, noted.finding.text));
+        }
+    }
+    let incomplete = !case.failed.is_empty() || !doubts.is_empty();
     Ok(worst.max(Outcome::doubt_if(incomplete)))
 }
 
@@ -55,6 +64,7 @@ struct Listing<'a> {
     case: &'a Case,
     command: &'a Command,
     out: &'a mut Out,
+    hashes: Hashes,
     worst: Outcome,
 }
 
@@ -117,7 +127,11 @@ impl Listing<'_> {
             self.worst = Outcome::Doubt;
         }
         if self.out.json {
-            return self.out.record("entry", record(path, entry, &node, &health));
+            let mut record = record(path, entry, &node, &health);
+            if let Some(hash) = self.hashes.get(path) {
+                record["sha256"] = hash.into();
+            }
+            return self.out.record("entry", record);
         }
         let missing =
             if health.missing > 0 { format!(" {} missing", report::size(health.missing)) } else { String::new() };

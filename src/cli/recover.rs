@@ -1,6 +1,6 @@
 //! `vdrecover recover`: everything that can be had, in one go.
 
-use super::export::{Writing, advise, evidence, stoppable, tell_folder};
+use super::export::{Writing, advise, doubts, evidence, keep_folder, stoppable, tell_folder};
 use super::out::Out;
 use super::{Global, Outcome};
 use crate::case::{Case, Machine, Parts, Pick};
@@ -66,7 +66,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         files: chosen(What::Files),
     };
     let pick = Pick::new(&case, parts, machine);
-    let evidence = evidence(&case, &command.images)?;
+    let evidence = evidence(&case, &command.images, global)?;
     evidence.check(&command.output)?;
     let progress = stoppable(global)?;
     let plan = plan(&pick, pick.root(), &command.output, &progress);
@@ -88,7 +88,8 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         command.output.display()
     ))?;
     out.flush()?;
-    let incomplete = Outcome::doubt_if(!case.failed.is_empty());
+    let machine = command.vm.as_ref().map(|name| format!("vms/{name}")).unwrap_or_default();
+    let incomplete = doubts(&case, machine.as_bytes(), out)?;
     if command.dry_run {
         return Ok(incomplete);
     }
@@ -104,6 +105,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let done = export_folder(&pick, pick.root(), &command.output, &evidence, &options, &progress);
     progress.finish();
     let done = done.map_err(|error| advise(error, &command.output))?;
+    let incomplete = incomplete.max(keep_folder(&case, global, b"", &done, out)?);
     Ok(tell_folder(&done, &command.output, out)?.max(incomplete))
 }
 

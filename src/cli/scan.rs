@@ -83,7 +83,7 @@ impl Scan<'_> {
     }
 
     fn stores(&mut self, audit: &Audit) -> Result<()> {
-        for (store, found) in self.case.stores.iter().zip(&audit.stores) {
+        for (store, found) in self.case.stores.iter().zip(&audit.stores).filter(|(store, _)| store.shown) {
             let item = store.item.map(|item| &self.case.items[item]);
             let version = item.and_then(|item| {
                 item.opened.facts.iter().find_map(|fact| match &fact.value {

@@ -2,10 +2,14 @@
 
 use super::refused::Refused;
 use anyhow::Context as _;
+use rustix::fs::AtFlags;
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 
 /// Most devices below each other that are followed: partitions, loop devices, device-mapper.
 const MAX_DEVICES: usize = 1024;
@@ -13,7 +17,8 @@ const MAX_DEVICES: usize = 1024;
 /// The inputs of a run, by identity and not by name: links and bind mounts do not hide them.
 #[derive(Clone, Debug, Default)]
 pub struct Evidence {
-    files: BTreeSet<(u64, u64)>,
+    /// Shared: every place that is written to knows them.
+    files: Arc<BTreeSet<(u64, u64)>>,
     devices: BTreeSet<u64>,
     folders: Vec<PathBuf>,
 }
@@ -36,7 +41,7 @@ impl Evidence {
         } else if meta.file_type().is_block_device() {
             self.devices.insert(meta.rdev());
         } else {
-            self.files.insert((meta.dev(), meta.ino()));
+            Arc::make_mut(&mut self.files).insert((meta.dev(), meta.ino()));
         }
         Ok(())
     }
@@ -69,6 +74,17 @@ impl Evidence {
     /// Whether an open file is an input.
     pub(crate) fn is_input(&self, meta: &fs::Metadata) -> bool {
         self.files.contains(&(meta.dev(), meta.ino()))
+    }
+
+    /// Whether a name in an open folder may be written, replaced or removed; if not, why.
+    pub(crate) fn guard(&self, dir: &OwnedFd, name: &OsStr) -> Result<(), &'static str> {
+        if self.files.is_empty() {
+            return Ok(());
+        }
+        match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) if self.files.contains(&(stat.st_dev, stat.st_ino)) => Err("is one of the inputs"),
+            _ => Ok(()),
+        }
     }
 
     /// Whether writing to a block device would change an input.

@@ -121,7 +121,7 @@ pub fn export_folder(
     evidence.check(dest)?;
     let export = &options.export;
     let identity = export.identity.as_deref();
-    let goes_on = open_old(dest, identity);
+    let goes_on = open_old(dest, identity, evidence);
     if goes_on.is_none() && !export.force && is_used(dest) {
         return Err(Refused::Exists(dest.to_path_buf()).into());
     }
@@ -140,14 +140,14 @@ pub fn export_folder(
     let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
     let open = || format!("cannot open the folder {}", dest.display());
     let top = Arc::new(rustix::fs::open(dest, flags, Mode::empty()).with_context(open)?);
-    let slot = Slot::within(Arc::clone(&top), MANIFEST.into(), dest.join(MANIFEST));
+    let slot = Slot::within(Arc::clone(&top), MANIFEST.into(), dest.join(MANIFEST), evidence);
     let old = goes_on.and_then(|()| slot.set_aside());
     let force = export.force || old.is_some();
     if let (None, Some(identity)) = (&old, identity) {
         Journal::start(&slot, identity, 0)?;
     }
     let mut lines = Lines::new(slot.lock_part()?, &top)?;
-    let context = Context { tree, top: Arc::clone(&top), shown: dest, options, force, progress };
+    let context = Context { tree, top: Arc::clone(&top), shown: dest, evidence, options, force, progress };
     let walker = Walker::new(tree, node, Arc::clone(&top), folds_case(&top), options.attributes, &[MANIFEST]);
     let mut all = Foldered { manifest: dest.join(MANIFEST), ..Foldered::default() };
     let mut ended = None;
@@ -211,8 +211,8 @@ fn guarded(context: &Context<'_>, job: Job) -> Done {
 }
 
 /// Whether an interrupted export of the same thing is there.
-fn open_old(dest: &Path, identity: Option<&str>) -> Option<()> {
-    let slot = Slot::at(&dest.join(MANIFEST)).ok()?;
+fn open_old(dest: &Path, identity: Option<&str>, evidence: &Evidence) -> Option<()> {
+    let slot = Slot::at(&dest.join(MANIFEST), evidence).ok()?;
     Journal::resume(&slot, identity?, 0).map(|_| ())
 }
 
@@ -226,7 +226,8 @@ fn is_used(dest: &Path) -> bool {
 /// Whether the file system takes upper and lower case for the same.
 fn folds_case(dir: &OwnedFd) -> bool {
     let (lower, upper) = (".vdrecover-case", ".VDRECOVER-CASE");
-    let flags = OFlags::CREATE | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    // Made here or not at all: it is removed again.
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     if rustix::fs::openat(dir, lower, flags, Mode::from_raw_mode(0o600)).is_err() {
         return true;
     }

@@ -314,7 +314,7 @@ impl Job<'_> {
 fn map_slot(options: &ExportOptions, beside: Option<&Slot>, evidence: &Evidence) -> anyhow::Result<Option<Slot>> {
     let Some(path) = &options.map else { return Ok(beside.map(|slot| slot.beside(".map"))) };
     evidence.check(path)?;
-    let slot = Slot::at(path)?;
+    let slot = Slot::at(path, evidence)?;
     if beside.is_none() && !options.force && slot.exists() {
         return Err(Refused::Exists(path.clone()).into());
     }

@@ -174,6 +174,7 @@ fn why_of(word: &str) -> Option<Why> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::export::Evidence;
 
     fn gap(start: u64, end: u64) -> Gap {
         Gap { range: start..end, loss: Loss { why: Why::Absent, at: 3 } }
@@ -182,7 +183,7 @@ mod tests {
     #[test]
     fn says_what_was_told_and_drops_a_torn_line() {
         let dir = tempfile::tempdir().unwrap();
-        let slot = Slot::at(&dir.path().join("x")).unwrap();
+        let slot = Slot::at(&dir.path().join("x"), &Evidence::default()).unwrap();
         let mut journal = Journal::start(&slot, "disk", 1000).unwrap();
         let mut point = Point { done: 100, data: 50, ..Point::default() };
         journal.tell(&point).unwrap();
@@ -206,7 +207,7 @@ mod tests {
     #[test]
     fn another_input_does_not_go_on() {
         let dir = tempfile::tempdir().unwrap();
-        let slot = Slot::at(&dir.path().join("x")).unwrap();
+        let slot = Slot::at(&dir.path().join("x"), &Evidence::default()).unwrap();
         assert!(Journal::resume(&slot, "disk", 1000).is_none());
         Journal::start(&slot, "disk", 1000).unwrap();
         assert!(Journal::resume(&slot, "disk", 1001).is_none());

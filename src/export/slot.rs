@@ -1,5 +1,6 @@
 //! The place of one output: a name in an open folder, and the names beside it that an unfinished one uses.
 
+use super::Evidence;
 use super::refused::Refused;
 use anyhow::Context as _;
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, RenameFlags, fstatvfs};
@@ -27,11 +28,13 @@ pub(crate) struct Slot {
     dir: Arc<OwnedFd>,
     name: OsString,
     shown: PathBuf,
+    /// What no step may touch, whatever name it has.
+    evidence: Evidence,
 }
 
 impl Slot {
     /// For a path that the user gave.
-    pub(crate) fn at(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn at(path: &Path, evidence: &Evidence) -> anyhow::Result<Self> {
         // A link to an existing file means that file; replacing the link itself would surprise.
         let path = if path.is_symlink() && path.exists() { path.canonicalize()? } else { path.to_path_buf() };
         let name = path.file_name().with_context(|| format!("{} has no file name", path.display()))?;
@@ -40,12 +43,12 @@ impl Slot {
         let dir = rustix::fs::open(parent, flags, Mode::empty())
             .with_context(|| format!("cannot open the folder {}", parent.display()))?;
         let name = name.to_os_string();
-        Ok(Self { dir: Arc::new(dir), name, shown: path })
+        Ok(Self { dir: Arc::new(dir), name, shown: path, evidence: evidence.clone() })
     }
 
     /// For a name in a folder that is open already.
-    pub(crate) fn within(dir: Arc<OwnedFd>, name: OsString, shown: PathBuf) -> Self {
-        Self { dir, name, shown }
+    pub(crate) fn within(dir: Arc<OwnedFd>, name: OsString, shown: PathBuf, evidence: &Evidence) -> Self {
+        Self { dir, name, shown, evidence: evidence.clone() }
     }
 
     /// For messages.
@@ -56,7 +59,7 @@ impl Slot {
     /// The place of another output in the same folder, named after this one.
     pub(crate) fn beside(&self, suffix: &str) -> Self {
         let name = self.longer(suffix);
-        Self { dir: Arc::clone(&self.dir), shown: self.shown.with_file_name(&name), name }
+        Self { shown: self.shown.with_file_name(&name), name, ..self.clone() }
     }
 
     pub(crate) fn exists(&self) -> bool {
@@ -96,15 +99,31 @@ impl Slot {
     }
 
     fn open(&self, name: &OsStr, flags: OFlags) -> anyhow::Result<File> {
+        self.guard(name)?;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::openat(&*self.dir, name, flags, Mode::from_raw_mode(0o666));
         let shown = || format!("cannot create {}", self.shown.with_file_name(name).display());
         Ok(File::from(file.with_context(shown)?))
     }
 
+    /// Refuses a name under which an input lies: it would be cut, replaced or removed.
+    fn guard(&self, name: &OsStr) -> anyhow::Result<()> {
+        let shown = || self.shown.with_file_name(name);
+        self.evidence.guard(&self.dir, name).map_err(|why| Refused::Evidence { dest: shown(), why: why.into() }.into())
+    }
+
+    fn remove(&self, name: &OsStr) {
+        // Nothing depends on it: what can't be removed is replaced by the next export.
+        if self.guard(name).is_ok() {
+            let _ = rustix::fs::unlinkat(&*self.dir, name, AtFlags::empty());
+        }
+    }
+
     /// Gives the finished part its name.
     pub(crate) fn commit(&self, force: bool) -> anyhow::Result<()> {
         let part = self.longer(PART);
+        self.guard(&part)?;
+        self.guard(&self.name)?;
         let done = if force {
             rustix::fs::renameat(&*self.dir, &part, &*self.dir, &self.name)
         } else {
@@ -138,6 +157,7 @@ impl Slot {
         let (part, old) = (self.longer(PART), self.longer(OLD));
         let size =
             |name| rustix::fs::statat(&*self.dir, name, AtFlags::SYMLINK_NOFOLLOW).map_or(-1, |stat| stat.st_size);
+        self.guard(&part).and_then(|()| self.guard(&old)).ok()?;
         if size(&part) >= size(&old) {
             rustix::fs::renameat(&*self.dir, &part, &*self.dir, &old).ok()?;
         }
@@ -146,18 +166,17 @@ impl Slot {
 
     /// Removes what was set aside.
     pub(crate) fn remove_old(&self) {
-        let _ = rustix::fs::unlinkat(&*self.dir, self.longer(OLD), AtFlags::empty());
+        self.remove(&self.longer(OLD));
     }
 
     /// Removes the unfinished output.
     pub(crate) fn remove_part(&self) {
-        // Nothing depends on it: what can't be removed is replaced by the next export.
-        let _ = rustix::fs::unlinkat(&*self.dir, self.longer(PART), AtFlags::empty());
+        self.remove(&self.longer(PART));
     }
 
     /// Removes the journal.
     pub(crate) fn remove_state(&self) {
-        let _ = rustix::fs::unlinkat(&*self.dir, self.longer(STATE), AtFlags::empty());
+        self.remove(&self.longer(STATE));
     }
 
     /// Makes the names themselves survive a power failure.
@@ -193,7 +212,7 @@ mod tests {
     fn replaces_only_when_told() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
-        let slot = Slot::at(&path).unwrap();
+        let slot = Slot::at(&path, &Evidence::default()).unwrap();
         put(&slot, "one", false).unwrap();
         let refused = put(&slot, "two", false).unwrap_err();
         assert!(matches!(refused.downcast_ref(), Some(Refused::Exists(_))));
@@ -206,7 +225,7 @@ mod tests {
     #[test]
     fn two_exports_do_not_mix() {
         let dir = tempfile::tempdir().unwrap();
-        let slot = Slot::at(&dir.path().join("x")).unwrap();
+        let slot = Slot::at(&dir.path().join("x"), &Evidence::default()).unwrap();
         let _first = slot.lock_part().unwrap();
         let refused = slot.lock_part().unwrap_err();
         assert!(matches!(refused.downcast_ref(), Some(Refused::Busy { .. })));
@@ -216,7 +235,7 @@ mod tests {
     fn a_planted_link_is_not_followed() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink(dir.path().join("victim"), dir.path().join("x.vdrecover-part")).unwrap();
-        assert!(Slot::at(&dir.path().join("x")).unwrap().open_part().is_err());
+        assert!(Slot::at(&dir.path().join("x"), &Evidence::default()).unwrap().open_part().is_err());
         assert!(!dir.path().join("victim").exists());
     }
 
@@ -224,7 +243,7 @@ mod tests {
     fn the_longest_name_still_has_a_part() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ä".repeat(127));
-        put(&Slot::at(&path).unwrap(), "x", false).unwrap();
+        put(&Slot::at(&path, &Evidence::default()).unwrap(), "x", false).unwrap();
         assert_eq!(std::fs::read(path).unwrap(), b"x");
     }
 }

@@ -315,8 +315,8 @@ impl Layer for Joined {
     }
 }
 
-/// A set may have more parts than a process may have files open by default. Asks for as many as the system
-/// grants; where that is too few, opening a part says so.
+/// A set may have more parts, and a folder more images, than a process may have files open by default. Asks for
+/// as many as the system grants; where that is too few, opening a file says so.
 pub(crate) fn raise_file_limit() {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);

@@ -8,7 +8,6 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tree::{GAP, HUGE, MANY, TestTree, pattern};
@@ -380,41 +379,4 @@ fn start(point: &Path) -> Started {
     let args = ["serve", "--exact", "--ignored", "--nocapture"];
     // The environment of the child: a test must not change that of its own process.
     Background::new(args).unwrap().env(POINT, point).start().unwrap()
-}
-
-/// Not a test: prints how fast a mount reads, as a table. Run with `--ignored --nocapture throughput`.
-#[test]
-#[ignore = "a measurement"]
-fn throughput() {
-    if !can_mount("throughput") {
-        return;
-    }
-    let Some(image) = std::env::var_os("VDRECOVER_BENCH_FILE").map(PathBuf::from) else {
-        panic!("VDRECOVER_BENCH_FILE names no file to measure with");
-    };
-    let source = source::open(&image, Tag(0)).unwrap();
-    let time = |label: &str, path: &Path| {
-        for _ in 0..3 {
-            let mut file = File::open(path).unwrap();
-            let mut buf = vec![0; 1 << 20];
-            let begun = Instant::now();
-            let mut total = 0_u64;
-            loop {
-                match file.read(&mut buf).unwrap() {
-                    0 => break,
-                    count => total += count as u64,
-                }
-            }
-            let rate = (u128::from(total) * 1_000_000 / begun.elapsed().as_micros().max(1)) >> 20;
-            println!("{label}: {rate} MiB/s");
-        }
-    };
-    time("direct", &image);
-    for (gaps, threads) in [(Gaps::Fail, 1), (Gaps::Fail, 2), (Gaps::Fail, 4), (Gaps::Exact, 2)] {
-        let dir = TempDir::new().unwrap();
-        let options = MountOptions { gaps, threads, ..MountOptions::new(dir.path()) };
-        let mounted = Mounted::new(TestTree::new(Some(Arc::clone(&source.bytes))), &options).unwrap();
-        time(&format!("{gaps:?}, {threads} threads, first is cold"), &dir.path().join("big"));
-        drop(mounted);
-    }
 }

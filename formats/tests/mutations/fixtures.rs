@@ -84,7 +84,9 @@ impl Fixture {
 
 /// All fixtures.
 pub fn all() -> Vec<Fixture> {
-    let mut all = vec![raw(), mbr_disk(), gpt_disk(), flat(), hosted(), cowd(), sesparse()];
+    let mut all = vec![raw(), mbr_disk(), gpt_disk(), flat(), sesparse(), stream()];
+    all.extend(hosted());
+    all.extend(cowd());
     let plain = qcow2::Options { cluster_bits: 12, ..qcow2::Options::default() };
     for (name, options) in [
         ("qcow2", plain.clone()),
@@ -95,7 +97,7 @@ pub fn all() -> Vec<Fixture> {
             "qcow2-backed",
             qcow2::Options {
                 backing: Some(("parent".into(), "raw".into())),
-                zero_clusters: vec![3 * MIB..3 * MIB + 64 * KIB],
+                zero_clusters: Vec::from([3 * MIB..3 * MIB + 64 * KIB]),
                 ..plain
             },
         ),
@@ -196,7 +198,8 @@ fn sparse(
     Fixture { name, format: "vmdk", parts, expect: Expect::Disk(device), knows_len: true }
 }
 
-fn hosted() -> Fixture {
+/// A hosted extent that a descriptor names, and one that stands alone with its descriptor in it.
+fn hosted() -> [Fixture; 2] {
     let device = disk(4 * MIB, 40);
     let bytes = vmdk::hosted_sparse(&device, "extent.vmdk", 0x1234_5678);
     let mut areas = vec![area("header", 0, 79)];
@@ -207,7 +210,28 @@ fn hosted() -> Fixture {
         areas.push(checked(directory, at, 4));
         areas.push(checked(tables, le32(&bytes, at) * 512, 64 * 4));
     }
-    sparse("vmdk-hosted", "SPARSE", &bytes, areas, device, None)
+    let mut alone = areas.clone();
+    alone.push(area("descriptor", le64(&bytes, 28) * 512, 300));
+    let expect = Expect::Disk(device.clone());
+    let parts = vec![part("disk", &bytes, alone)];
+    let alone = Fixture { name: "kdmv", format: "kdmv", parts, expect, knows_len: true };
+    [sparse("vmdk-hosted", "SPARSE", &bytes, areas, device, None), alone]
+}
+
+/// Packed grains, with the directory that the footer names.
+fn stream() -> Fixture {
+    let device = disk(4 * MIB, 45);
+    let bytes = vmdk::stream_optimized(&device, "stream.vmdk", 0x8765_4321);
+    let footer = bytes.len() as u64 - 1024;
+    let directory = le64(&bytes, footer + 56) * 512;
+    let areas = vec![
+        area("header", 0, 79),
+        area("footer", footer, 79),
+        area("directory", directory, 4),
+        area("tables", le32(&bytes, directory) * 512, 64 * 4),
+    ];
+    let parts = vec![part("disk", &bytes, areas)];
+    Fixture { name: "kdmv-stream", format: "kdmv", parts, expect: Expect::Disk(device), knows_len: true }
 }
 
 /// A parent, what a delta of grains makes of it, and the grains.
@@ -220,7 +244,8 @@ fn delta(grain: u64) -> (Device, Device, std::collections::BTreeMap<u64, Grain>)
     (parent, now, grains)
 }
 
-fn cowd() -> Fixture {
+/// A COWD delta that a descriptor names, and the same one without.
+fn cowd() -> [Fixture; 2] {
     let (parent, now, grains) = delta(512);
     let bytes = vmdk::cowd(now.len(), &grains);
     let directory = le32(&bytes, 20) * 512;
@@ -230,7 +255,10 @@ fn cowd() -> Fixture {
         let table = le32(&bytes, directory + entry * 4) * 512;
         areas.extend((table != 0).then(|| area("tables", table, 4096)));
     }
-    sparse("vmdk-cowd", "VMFSSPARSE", &bytes, areas, now, Some(parent))
+    let beside = Part { name: "parent".into(), device: Arc::new(parent.clone()), areas: Vec::new() };
+    let parts = vec![part("extent.vmdk", &bytes, areas.clone()), beside];
+    let alone = Fixture { name: "cowd", format: "cowd", parts, expect: Expect::Disk(now.clone()), knows_len: true };
+    [sparse("vmdk-cowd", "VMFSSPARSE", &bytes, areas, now, Some(parent)), alone]
 }
 
 fn sesparse() -> Fixture {

@@ -103,10 +103,8 @@ fn entries(fixture: &Fixture, area: &Area) -> Option<Entries> {
             }
             bad
         }),
-        ("vmfs5", "pointers") => entries(4, false, narrow_pointer),
-        ("vmfs6" | "vmfs6-span", "pointers") => entries(8, false, wide_pointer),
-        ("vmfs5", "pointer blocks") => entries(4, false, narrow_pointer),
-        ("vmfs6" | "vmfs6-span", "pointer blocks") => entries(8, false, wide_pointer),
+        ("vmfs5", "pointers" | "pointer blocks") => entries(4, false, narrow_pointer),
+        ("vmfs6" | "vmfs6-span", "pointers" | "pointer blocks") => entries(8, false, wide_pointer),
         ("gpt", "primary table" | "primary header") => {
             entries(8, false, |old, len| vec![("another number", old ^ 64), ("out of range", len)])
         }

@@ -42,8 +42,8 @@ impl Image {
         sector
     }
 
-    pub fn set_sector(&mut self, number: u64, bytes: [u8; 512]) {
-        self.sectors.insert(number, bytes);
+    pub fn set_sector(&mut self, number: u64, bytes: &[u8; 512]) {
+        self.sectors.insert(number, *bytes);
     }
 
     pub fn get(&self, at: u64, len: usize) -> Vec<u8> {

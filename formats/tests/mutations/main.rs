@@ -11,6 +11,7 @@
     clippy::as_conversions,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::single_range_in_vec_init,
     missing_docs,
     unreachable_pub,
     reason = "tests"
@@ -42,7 +43,7 @@ static ALLOCATOR: Counting = Counting;
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Mutations of each fixture, if nobody asks for more.
-const MUTATIONS: u64 = 60;
+const MUTATIONS: u64 = 40;
 /// Beyond what was in use before.
 const MEMORY: usize = 256 << 20;
 const TIME: Duration = Duration::from_secs(30);

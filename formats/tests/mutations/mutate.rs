@@ -126,21 +126,21 @@ fn overwrite(image: &mut Image, areas: &[Area], area: &Area, at: u64, dice: &mut
             format!("{at:#x}: a byte becomes {new:#04x}")
         }
         2 => {
-            image.set_sector(sector, [0; 512]);
+            image.set_sector(sector, &[0; 512]);
             format!("sector {sector:#x} becomes zeros")
         }
         3 => {
-            image.set_sector(sector, std::array::from_fn(|_| dice.roll(256) as u8));
+            image.set_sector(sector, &std::array::from_fn(|_| dice.roll(256) as u8));
             format!("sector {sector:#x} becomes garbage")
         }
         4 | 5 => {
             let other = place(image, pick(areas, dice), dice) / SECTOR;
             let (mine, theirs) = (image.sector(sector), image.sector(other));
-            image.set_sector(sector, theirs);
+            image.set_sector(sector, &theirs);
             if dice.roll(2) == 0 {
                 return format!("sector {sector:#x} becomes a copy of {other:#x}");
             }
-            image.set_sector(other, mine);
+            image.set_sector(other, &mine);
             format!("sectors {sector:#x} and {other:#x} change places")
         }
         _ => number(image, area, at, dice),

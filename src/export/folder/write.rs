@@ -30,6 +30,7 @@ pub(crate) struct Context<'a> {
     pub(crate) tree: &'a dyn Tree,
     pub(crate) top: Arc<OwnedFd>,
     pub(crate) shown: &'a Path,
+    pub(crate) evidence: &'a Evidence,
     pub(crate) options: &'a FolderOptions,
     /// Files of an earlier try are ours to replace.
     pub(crate) force: bool,
@@ -157,7 +158,7 @@ impl Context<'_> {
     /// Makes a name; what an earlier try left there is replaced.
     fn again(&self, dir: &OwnedFd, name: &OsStr, make: impl Fn() -> Result<(), Errno>) -> Result<(), Errno> {
         match make() {
-            Err(Errno::EXIST) if self.force => {
+            Err(Errno::EXIST) if self.force && self.evidence.guard(dir, name).is_ok() => {
                 rustix::fs::unlinkat(dir, name, AtFlags::empty())?;
                 make()
             }
@@ -175,9 +176,9 @@ impl Context<'_> {
         options: ExportOptions,
     ) -> Done {
         let options = ExportOptions { force: self.force, map: None, ..options };
-        let slot = Slot::within(Arc::clone(dir), name.to_os_string(), self.path(&job.path));
+        let slot = Slot::within(Arc::clone(dir), name.to_os_string(), self.path(&job.path), self.evidence);
         line.set("size", layer.len());
-        match to_slot(&**layer, &slot, Part::OfFolder, &Evidence::default(), &options, self.progress) {
+        match to_slot(&**layer, &slot, Part::OfFolder, self.evidence, &options, self.progress) {
             Err(error) => {
                 let why = format!("{error:#}");
                 let stop = matches!(error.downcast_ref(), Some(Refused::NoSpace { .. } | Refused::Stopped));

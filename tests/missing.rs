@@ -1,0 +1,93 @@
+//! What is not there is told by every command that should have shown it: a VM or disk never just disappears.
+#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+
+mod common;
+
+use common::{demo, expect, vdrecover};
+use std::fs;
+use std::path::Path;
+
+fn arg(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// A folder with the files of one of the demo's VMs.
+fn vm(folder: &Path, name: &str) {
+    expect(0, ["export", &format!("{}::store/datastore1/{name}", arg(&demo())), "-o", arg(folder)]);
+    fs::remove_file(folder.join("manifest.jsonl")).unwrap();
+}
+
+/// Every command that takes the folder as a whole ends with 1 and says `word`.
+#[track_caller]
+fn told(folder: &Path, paths: &[&str], word: &str) {
+    let out = tempfile::tempdir().unwrap();
+    let dest = out.path().join("out");
+    let mut runs = vec![
+        vec!["scan".to_owned(), arg(folder).to_owned()],
+        vec!["ls".to_owned(), "-R".to_owned(), arg(folder).to_owned()],
+        vec!["recover".to_owned(), arg(folder).to_owned(), "-o".to_owned(), arg(&dest).to_owned()],
+    ];
+    for (at, path) in paths.iter().enumerate() {
+        let (locator, dest) = (format!("{}::{path}", arg(folder)), format!("{}-{at}", arg(&dest)));
+        runs.push(vec!["ls".to_owned(), locator.clone()]);
+        runs.push(vec!["export".to_owned(), locator, "-o".to_owned(), dest]);
+    }
+    for args in runs {
+        let output = vdrecover(&args);
+        let all = [output.stdout, output.stderr].concat();
+        let all = String::from_utf8(all).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {all}");
+        assert!(all.contains(word), "no {word:?}: {args:?}: {all}");
+    }
+}
+
+#[test]
+fn a_disk_that_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let vm_folder = folder.path().join("db01");
+    vm(&vm_folder, "db01");
+    expect(0, ["recover", arg(&vm_folder), "-o", arg(&folder.path().join("whole"))]);
+    fs::remove_file(vm_folder.join("db01.vmdk")).unwrap();
+    told(&vm_folder, &["vms/db01", "vms"], "db01.vmdk");
+}
+
+#[test]
+fn the_disk_of_a_snapshot_that_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let vm_folder = folder.path().join("web01");
+    vm(&vm_folder, "web01");
+    let list = fs::read_to_string(vm_folder.join("web01.vmsd")).unwrap();
+    fs::write(vm_folder.join("web01.vmsd"), list.replace("web01-000001.vmdk", "web01-000009.vmdk")).unwrap();
+    told(&vm_folder, &["vms/web01"], "web01-000009.vmdk");
+}
+
+#[test]
+fn a_configuration_that_says_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let vm_folder = folder.path().join("db01");
+    vm(&vm_folder, "db01");
+    for text in [&[0; 700][..], b""] {
+        fs::write(vm_folder.join("db01.vmx"), text).unwrap();
+        told(&vm_folder, &["disks"], "db01.vmx");
+    }
+}
+
+#[test]
+fn a_list_of_snapshots_that_contradicts_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let vm_folder = folder.path().join("web01");
+    vm(&vm_folder, "web01");
+    let path = vm_folder.join("web01.vmsd");
+    let list = fs::read_to_string(&path).unwrap();
+    assert!(list.contains("snapshot1.uid = \"2\""), "{list}");
+    for other in ["snapshot1.uid = \"1\"", "snapshot1.vid = \"2\"", ""] {
+        fs::write(&path, list.replace("snapshot1.uid = \"2\"", other)).unwrap();
+        told(&vm_folder, &["vms/web01"], "web01.vmsd");
+    }
+    fs::write(&path, [0; 700]).unwrap();
+    told(&vm_folder, &["vms/web01"], "web01.vmsd");
+    // A machine that never had any has an empty list.
+    fs::write(&path, "").unwrap();
+    let rows = common::records(0, ["scan", "--json", arg(&vm_folder)]);
+    assert!(rows.iter().any(|row| row["record"] == "vm" && row["name"] == "web01"));
+}
