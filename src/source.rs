@@ -11,8 +11,6 @@ mod input;
 mod mmap;
 pub(crate) mod split;
 
-pub(crate) use split::raise_file_limit;
-
 use crate::mapfile::Mapfile;
 use anyhow::Result;
 use std::path::{Path, PathBuf};

@@ -94,8 +94,6 @@ impl Work<'_> {
     }
 
     fn give_folder(&mut self, path: &Path, input: bool) -> Result<()> {
-        // Each file that is an image stays open.
-        crate::source::raise_file_limit();
         let folder = Folder::open(path, true, Arc::clone(&self.case.sources))?;
         let name = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let name = name
@@ -103,7 +101,7 @@ impl Work<'_> {
             .map_or_else(|| b"folder".to_vec(), |name| std::os::unix::ffi::OsStrExt::as_bytes(name).to_vec());
         let before = self.case.items.len();
         let tree: Arc<dyn Tree> = Arc::new(folder);
-        self.add_store(None, name, &tree);
+        self.add_store(None, &name, &tree);
         if let Some(store) = self.case.stores.last_mut() {
             store.shown = input;
         }
@@ -411,7 +409,7 @@ impl Work<'_> {
                     Content::Tree(tree) => {
                         let link = &self.case.items[id].opened.link;
                         let name = link.name.clone().filter(|name| !name.is_empty());
-                        self.add_store(Some(id), name.unwrap_or_else(|| b"datastore".to_vec()), &tree);
+                        self.add_store(Some(id), name.as_deref().unwrap_or(b"datastore"), &tree);
                     }
                     Content::Volumes(volumes) => {
                         for (number, volume) in volumes.into_iter().enumerate() {
@@ -452,15 +450,15 @@ impl Work<'_> {
         MAX_FILES.saturating_sub(self.case.stores.iter().map(|store| store.files.len()).sum())
     }
 
-    fn add_store(&mut self, item: Option<ItemId>, name: Vec<u8>, tree: &Arc<dyn Tree>) {
+    fn add_store(&mut self, item: Option<ItemId>, name: &[u8], tree: &Arc<dyn Tree>) {
         let store = self.case.stores.len();
         let (files, findings) = files(&**tree, self.files_left());
-        let about = item.map_or_else(|| super::item::text(&name), |id| self.case.label(id));
+        let about = item.map_or_else(|| super::item::text(name), |id| self.case.label(id));
         for finding in findings {
             self.case.findings.push(Noted { about: about.clone(), finding });
         }
         let depth = item.map_or(0, |id| self.case.items[id].depth + 1);
-        let name = unique(super::names::safe(&name), &self.case.stores);
+        let name = unique(super::names::safe(name), &self.case.stores);
         let images: Vec<StoreFile> = files.iter().filter(|file| is_image(file, item.is_none())).cloned().collect();
         self.case.stores.push(Store { item, name, tree: Arc::clone(tree), files, shown: true });
         for file in images {
@@ -478,7 +476,7 @@ impl Work<'_> {
             let certain = is_disk_name(&file.entry.name);
             // A file of any name is an image if it says so; one that says nothing must have a disk's name.
             if !certain && best(&bytes).0 <= score::WEAK {
-                self.case.sources.close_last(bytes);
+                self.case.sources.close_last(&bytes);
                 continue;
             }
             let origin = Origin::File { store, dir: file.dir, path: file.path, entry: file.entry };

@@ -54,10 +54,10 @@ impl Sources {
 
     /// Closes the source that was opened last, if `bytes` are its own and nobody else has it: a file that is no image
     /// need not stay open. Tags are places in the order of opening, so that no other can be closed.
-    pub(super) fn close_last(&self, bytes: Bytes) {
+    pub(super) fn close_last(&self, bytes: &Bytes) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let last =
-            open.last().filter(|(_, source)| Arc::ptr_eq(&source.bytes, &bytes) && Arc::strong_count(source) == 1);
+            open.last().filter(|(_, source)| Arc::ptr_eq(&source.bytes, bytes) && Arc::strong_count(source) == 1);
         if last.is_some() {
             open.pop();
         }
