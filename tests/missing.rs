@@ -1,10 +1,11 @@
 //! What is not there is told by every command that should have shown it: a VM or disk never just disappears.
-#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, missing_docs, reason = "tests")]
 
 mod common;
 
 use common::{demo, expect, vdrecover};
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 fn arg(path: &Path) -> &str {
@@ -90,4 +91,62 @@ fn a_list_of_snapshots_that_contradicts_itself() {
     fs::write(&path, "").unwrap();
     let rows = common::records(0, ["scan", "--json", arg(&vm_folder)]);
     assert!(rows.iter().any(|row| row["record"] == "vm" && row["name"] == "web01"));
+}
+
+/// A generated datastore in a file, opened for damage.
+fn sample(folder: &Path, name: &str) -> (std::path::PathBuf, fs::File) {
+    vdrecover_testdata::samples::write(folder, name).unwrap();
+    let mut found = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let path = found.find(|path| path.extension().is_some_and(|suffix| suffix != "json")).unwrap();
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    (path, file)
+}
+
+/// Where in the first few MiB a sequence of bytes is.
+fn position(file: &fs::File, wanted: &[u8]) -> u64 {
+    let mut bytes = vec![0; 64 << 20];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    bytes.windows(wanted.len()).position(|window| window == wanted).unwrap() as u64
+}
+
+#[test]
+fn names_that_were_wiped_out_of_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, file) = sample(folder.path(), "vmfs5-small");
+    expect(0, ["scan", arg(&path)]);
+    // The entry of the root in itself: a folder, its descriptor, its generation, its name.
+    let dot = position(&file, &[2, 0, 0, 0, 4, 0, 0, 0]);
+    let mut old = vec![0; 4096];
+    file.read_exact_at(&mut old, dot).unwrap();
+    assert_eq!(old[12..14], *b".\0");
+    // All of the root: even listing and dry runs must tell.
+    file.write_all_at(&[0; 4096], dot).unwrap();
+    for args in [&["scan", arg(&path)][..], &["ls", "-R", arg(&path)], &["recover", "--dry-run", arg(&path), "-o", "x"]]
+    {
+        expect(1, args);
+    }
+    file.write_all_at(&old, dot).unwrap();
+    // A single entry: its file is in use and in no folder.
+    file.write_all_at(&[0; 140], dot + 10 * 140).unwrap();
+    let text = String::from_utf8(expect(1, ["scan", arg(&path)])).unwrap();
+    assert!(text.contains("VMFS-FD-UNLISTED"), "{text}");
+}
+
+#[test]
+fn a_datastore_whose_device_header_is_destroyed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, file) = sample(folder.path(), "vmfs6-small");
+    let magic = position(&file, &0xC001_D00D_u32.to_le_bytes());
+    file.write_all_at(&[0; 512], magic).unwrap();
+    let text = String::from_utf8(expect(1, ["scan", arg(&path)])).unwrap();
+    assert!(text.contains("SWEEP-BUILD") && text.contains("VMFS"), "{text}");
+}
+
+#[test]
+fn a_description_of_a_disk_that_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let vm_folder = folder.path().join("db01");
+    vm(&vm_folder, "db01");
+    fs::write(vm_folder.join("db01.vmdk"), [0; 439]).unwrap();
+    told(&vm_folder, &["vms/db01"], "DISK-UNKNOWN");
 }

@@ -21,6 +21,8 @@ const MAX_DEPTH: usize = 16;
 const MAX_ITEMS: usize = 200_000;
 /// What the length of a raw disk is a multiple of.
 const SECTOR: u64 = 512;
+/// No description of a disk is longer.
+const TEXT: u64 = 64 << 10;
 /// Entries of all stores together that are looked at.
 const MAX_FILES: usize = 2_000_000;
 /// Bytes of a path in a store; longer ones are not gone into. Each entry keeps its path, and folders in folders
@@ -476,6 +478,14 @@ impl Work<'_> {
             let certain = is_disk_name(&file.entry.name);
             // A file of any name is an image if it says so; one that says nothing must have a disk's name.
             if !certain && best(&bytes).0 <= score::WEAK {
+                if is_text_name(&file.entry.name) && bytes.len() <= TEXT {
+                    let text = "is named as a disk and is none: its content is damaged, or something else";
+                    let place = [b"store/", &self.case.stores[store].name[..], b"/", &file.path].concat();
+                    let about = if item.is_some() { format!("{about} > ") } else { String::new() };
+                    let about = about + &super::item::text(&place);
+                    let finding = Finding::new("DISK-UNKNOWN", 0..bytes.len(), Trust::Doubtful, text);
+                    self.case.findings.push(Noted { about, finding });
+                }
                 self.case.sources.close_last(&bytes);
                 continue;
             }
@@ -673,6 +683,13 @@ fn files(tree: &dyn Tree, max: usize) -> (Vec<StoreFile>, Vec<Finding>) {
         }
     }
     (files, findings)
+}
+
+/// Whether a name is that of a disk's description.
+fn is_text_name(name: &[u8]) -> bool {
+    let name = name.to_ascii_lowercase();
+    let part = [&b"-rdm.vmdk"[..], b"-rdmp.vmdk"].iter().any(|suffix| name.ends_with(suffix));
+    name.ends_with(b".vmdk") && !part
 }
 
 /// Whether a name is a virtual disk's, whatever the content says.

@@ -49,7 +49,7 @@ pub enum Refused {
         why: &'static str,
     },
     /// The user asked to stop.
-    #[error("stopped by the user; the same command goes on where it stopped")]
+    #[error("stopped by the user")]
     Stopped,
     /// The reader of a pipe went away.
     #[error("the reader of the output closed it")]

@@ -35,6 +35,10 @@ pub(super) fn join(path: &Path, first: &Input, tag: Tag) -> Result<Found> {
     if !name.is_first() {
         return Ok(Found::Single(not_first(path, &name, first.facts.len)));
     }
+    // Most names are of no set. To list the folder for each of its files would take the square of their number.
+    if !may_be_of_set(path, &name) {
+        return single;
+    }
     let siblings = siblings(path, &name);
     let Some(numbers) = consecutive(name.number, &siblings) else { return single };
     raise_file_limit();
@@ -121,6 +125,12 @@ impl PartName {
         }
         OsString::from_vec([self.stem.as_slice(), &suffix].concat())
     }
+}
+
+/// Whether those files are there without which neither [`consecutive`] nor [`not_first`] finds anything.
+fn may_be_of_set(path: &Path, name: &PartName) -> bool {
+    let needed = if name.is_first() { [name.number + 1, name.number + 2] } else { [0, 1] };
+    needed.into_iter().any(|number| path.with_file_name(name.with_number(number)).symlink_metadata().is_ok())
 }
 
 /// Numbers and lengths of the regular files beside `path` that differ from it in the number only.

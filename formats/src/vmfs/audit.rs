@@ -292,6 +292,10 @@ impl Datastore {
             if listed {
                 return ControlFlow::Continue(());
             }
+            if used == Some(true) {
+                let text = format!("{address} is in use, and no folder lists it");
+                sink(self.finding("VMFS-FD-UNLISTED", self.whole(&fd), text))?;
+            }
         }
         let state = match self.state(&fd) {
             // In use, but no folder lists it.

@@ -161,6 +161,9 @@ impl Folder {
         const CHUNK: u64 = 117;
         // No folder has more than its volume has room for.
         let count = self.file.len().min(self.space.lv.len()).checked_div(ENTRY5).unwrap_or(0);
+        if from == 0 {
+            self.check5(count, taker)?;
+        }
         let mut index = from;
         while index < count {
             let at = index.saturating_mul(ENTRY5);
@@ -194,6 +197,25 @@ impl Folder {
                     let text = format!("an entry with descriptor {address:#x} and a name of {} bytes", name.len());
                     taker(Err(self.finding("VMFS-DIR-ENTRY", at, ENTRY5, &text)))?;
                 }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
+    /// Every folder starts with itself and its parent, and has whole entries: a start that was wiped or a length
+    /// that was changed hides the others.
+    fn check5(&self, count: u64, taker: Taker<'_>) -> ControlFlow<()> {
+        let len = self.file.len();
+        if count.saturating_mul(ENTRY5) != len {
+            let text = format!("its length {len} is no multiple of {ENTRY5}: entries may be missing");
+            taker(Err(self.finding("VMFS-DIR-LENGTH", 0, 0, &text)))?;
+        }
+        for (at, wanted) in [(0, &b"."[..]), (ENTRY5, b"..")] {
+            let (entry, seen) = read_vec(&self.file, at, narrow(ENTRY5));
+            // A gap is told where it is met.
+            if seen.is_whole() && until_zero(entry.get(12..).unwrap_or_default()) != wanted {
+                let text = "it does not start with . and ..: entries may be missing";
+                return taker(Err(self.finding("VMFS-DIR-DOTS", at, ENTRY5, text)));
             }
         }
         ControlFlow::Continue(())

@@ -122,6 +122,15 @@ pub struct Header {
     sdd: (u64, FdAddress),
 }
 
+/// Whether a file system's header starts here, as far as its first fields tell.
+pub(super) fn is_start(bytes: &[u8]) -> bool {
+    let number = |at: usize| {
+        let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk::<4>());
+        bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
+    };
+    matches!(number(0), MAGIC | MAGIC_LOCAL) && (1..64).contains(&number(4)) && number(0x9D).is_power_of_two()
+}
+
 impl Header {
     /// Reads and checks the header of a logical volume.
     pub fn load(lv: &dyn Layer) -> Result<Self, Error> {

@@ -1,6 +1,7 @@
 //! Finding datastores on a device whose partition table is gone: by the header of the logical volume's device, which
 //! lies 1 MiB behind the start of the partition and knows how long the partition is.
 
+use super::header;
 use super::lvm::{HEADER_AT, MAGIC, RawDevice};
 use crate::adapt::Window as Part;
 use crate::error::Error;
@@ -14,8 +15,11 @@ use std::sync::Arc;
 
 /// Partitions start at sectors.
 const STEP: usize = 512;
-/// The kind of the one clue that there is.
+/// The kinds of clues: the header of a device, and that of a file system.
 const DEVICE: u32 = 1;
+const VOLUME: u32 = 2;
+/// From the header of a device to that of the file system on it.
+const BETWEEN: u64 = 0x120_0000;
 
 /// Reports device headers.
 pub(super) fn look(window: &Window<'_>, tell: &mut dyn FnMut(Clue)) {
@@ -24,8 +28,14 @@ pub(super) fn look(window: &Window<'_>, tell: &mut dyn FnMut(Clue)) {
     let skip =
         STEP.saturating_sub(crate::num::narrow(window.at & wide(STEP.saturating_sub(1)))) & STEP.saturating_sub(1);
     for offset in (skip..window.own).step_by(STEP) {
-        let Some(bytes) = window.bytes.get(offset..).filter(|bytes| bytes.starts_with(&magic)) else { continue };
         let at = window.at.saturating_add(wide(offset));
+        let Some(bytes) = window.bytes.get(offset..) else { continue };
+        if at >= header::HEADER_AT && header::is_start(bytes) {
+            tell(Clue { at, kind: VOLUME, len: 0, value: 0 });
+        }
+        if !bytes.starts_with(&magic) {
+            continue;
+        }
         let Ok(header) = RawDevice::parse(bytes, at) else { continue };
         if header.is_plausible() && at >= HEADER_AT {
             tell(Clue { at, kind: DEVICE, len: header.total_bytes, value: header.major_version.into() });
@@ -34,7 +44,6 @@ pub(super) fn look(window: &Window<'_>, tell: &mut dyn FnMut(Clue)) {
 }
 
 /// Makes a part of the device of every header.
-#[expect(clippy::unnecessary_wraps, reason = "the signature that every row of the table has")]
 pub(super) fn build(bytes: &Bytes, _: &Memo, clues: &[Clue]) -> Result<Opened, Error> {
     let found = clues.iter().filter(|clue| clue.kind == DEVICE && clue.at >= HEADER_AT);
     let volumes = found
@@ -49,6 +58,14 @@ pub(super) fn build(bytes: &Bytes, _: &Memo, clues: &[Clue]) -> Result<Opened, E
             }
         })
         .collect();
+    let mut volumes: Vec<Volume> = volumes;
+    volumes.retain(|volume| !volume.range.is_empty());
+    let has_device = |at: u64| clues.iter().any(|clue| clue.kind == DEVICE && clue.at.saturating_add(BETWEEN) == at);
+    let alone = clues.iter().find(|clue| clue.kind == VOLUME && !has_device(clue.at));
+    if let (true, Some(clue)) = (volumes.is_empty(), alone) {
+        let found = "a VMFS file system; the header of the device it lay on is destroyed, so that it can't be opened";
+        return Err(Error::corrupt("VMFS without LVM", clue.at, found));
+    }
     let link = Link { len: bytes.len(), ..Link::default() };
     Ok(Opened::alone(link, Content::Volumes(volumes)))
 }
