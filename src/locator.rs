@@ -1,12 +1,13 @@
 //! `IMAGE[::PATH]`: an image of the host, and a path in the case's tree.
 
-use crate::case::{Case, Origin};
+use crate::case::{Case, Origin, Target};
 use anyhow::{Context, Result, bail};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use vdrecover_formats::cursor::same_layer;
 use vdrecover_formats::{Bytes, Entry, Kind, NodeId, State, Tree};
 
 /// Where to look, and for what.
@@ -137,7 +138,9 @@ pub fn disks(case: &Case) -> Vec<Vec<u8>> {
 
 fn collect(case: &Case, dir: NodeId, path: &[u8], found: &mut Vec<Vec<u8>>) {
     for entry in children(case, dir) {
-        if case.target(entry.id).is_some() {
+        // An internal snapshot is an older state of a disk, and none of its own.
+        let current = |target: &Target| same_layer(&*target.bytes, &*case.items[target.item].disk());
+        if case.target(entry.id).is_some_and(current) {
             found.push([path, b"/", &entry.name].concat());
         }
     }

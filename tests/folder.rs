@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{expect, records, vdrecover};
+use common::{expect, records, tool, vdrecover};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -25,12 +25,13 @@ fn disk(folder: &Path, name: &str, cid: &str, byte: u8) {
 }
 
 fn machine(path: &Path, name: &str, disks: &[&str]) {
-    let slots = disks
+    let slots: Vec<String> = disks
         .iter()
         .enumerate()
-        .map(|(at, disk)| format!("scsi0:{at}.present = \"TRUE\"\nscsi0:{at}.fileName = \"{disk}\"\n"));
+        .map(|(at, disk)| format!("scsi0:{at}.present = \"TRUE\"\nscsi0:{at}.fileName = \"{disk}\"\n"))
+        .collect();
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, format!("displayName = \"{name}\"\n{}", slots.collect::<String>())).unwrap();
+    fs::write(path, format!("displayName = \"{name}\"\n{}", slots.concat())).unwrap();
 }
 
 fn arg(path: &Path) -> &str {
@@ -154,6 +155,35 @@ fn with_helps_and_is_not_what_was_asked_for() {
     fs::write(at("with/one.img"), [b'1'; 512]).unwrap();
     fs::write(at("with/two.img"), [b'2'; 512]).unwrap();
     assert_eq!(expect(0, ["cat", arg(&at("disk.img")), "--with", arg(&at("with"))]), [b'd'; 512]);
+}
+
+#[test]
+fn what_is_next_goes_on_with_all_images() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("a b.img"), [b'1'; 512]).unwrap();
+    fs::write(at("two.img"), [b'2'; 512]).unwrap();
+    let found = records(0, ["scan", "--json", arg(&at("a b.img")), arg(&at("two.img"))]);
+    let next = found.iter().find(|record| record["record"] == "next").unwrap();
+    let recover = next["commands"].as_array().unwrap().last().unwrap().as_str().unwrap();
+    let home = arg(folder.path());
+    assert_eq!(recover, format!("vdrecover recover '{home}/a b.img' {home}/two.img -o DIR"));
+}
+
+#[test]
+fn an_internal_snapshot_is_no_second_disk() {
+    const TEST: &str = "an_internal_snapshot_is_no_second_disk";
+    if !tool(TEST, "qemu-img", &["--version"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk.qcow2");
+    let qemu_img = |args: &[&str]| assert!(Command::new("qemu-img").args(args).status().unwrap().success());
+    qemu_img(&["create", "-q", "-f", "qcow2", arg(&image), "64K"]);
+    qemu_img(&["snapshot", "-c", "before", arg(&image)]);
+    assert_eq!(expect(0, ["cat", arg(&image)]).len(), 64 << 10);
+    let listed = String::from_utf8(expect(0, ["ls", "-R", arg(&image)])).unwrap();
+    assert_eq!(listed, "disks/\ndisks/disk.raw\ndisks/disk@before.raw\n");
 }
 
 #[test]

@@ -277,14 +277,15 @@ impl Scan<'_> {
     /// The commands that a person would want next, ready to paste.
     fn next(&mut self, command: &Command, global: &Global) -> Result<()> {
         let [image, others @ ..] = command.images.as_slice() else { return Ok(()) };
-        let mut with: Vec<String> = others
-            .iter()
-            .chain(&global.with)
-            .map(|path| format!(" --with {}", quoted(path.as_os_str().as_bytes())))
-            .collect();
-        with.extend(global.maps.iter().map(|map| format!(" --mapfile {}", quoted(map.as_bytes()))));
-        with.extend(global.case.iter().map(|case| format!(" --case {}", quoted(case.as_os_str().as_bytes()))));
-        let with = with.concat();
+        let word = |path: &PathBuf| format!(" {}", quoted(path.as_os_str().as_bytes()));
+        let mut options: Vec<String> = global.with.iter().map(|path| format!(" --with{}", word(path))).collect();
+        options.extend(global.maps.iter().map(|map| format!(" --mapfile {}", quoted(map.as_bytes()))));
+        options.extend(global.case.iter().map(|case| format!(" --case{}", word(case))));
+        let options = options.concat();
+        // A locator has one image, to which the others are given; what takes several gets them as they were.
+        let with: Vec<String> = others.iter().map(|path| format!(" --with{}", word(path))).collect();
+        let with = with.concat() + &options;
+        let images: String = command.images.iter().map(word).collect();
         let at = |path: &[u8]| quoted(&[image.as_os_str().as_bytes(), b"::", path].concat());
         let image = quoted(image.as_os_str().as_bytes());
         let mut next = vec![format!("vdrecover ls -R {image}{with}")];
@@ -295,8 +296,8 @@ impl Scan<'_> {
             let file = disk.rsplit(|byte| *byte == b'/').next().unwrap_or(disk);
             next.push(format!("vdrecover export {}{with} -o {}", at(disk), quoted(file)));
         }
-        next.push(format!("vdrecover mount {image}{with} /mnt"));
-        next.push(format!("vdrecover recover {image}{with} -o DIR"));
+        next.push(format!("vdrecover mount{images} /mnt{options}"));
+        next.push(format!("vdrecover recover{images}{options} -o DIR"));
         self.out.record("next", json!({"commands": next}))?;
         self.out.line("")?;
         self.out.line("NEXT")?;
