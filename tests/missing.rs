@@ -102,7 +102,7 @@ fn sample(folder: &Path, name: &str) -> (std::path::PathBuf, fs::File) {
     (path, file)
 }
 
-/// Where in the first few MiB a sequence of bytes is.
+/// Where in the first 64 MiB a sequence of bytes is.
 fn position(file: &fs::File, wanted: &[u8]) -> u64 {
     let mut bytes = vec![0; 64 << 20];
     file.read_exact_at(&mut bytes, 0).unwrap();

@@ -205,7 +205,12 @@ impl Store {
                 ControlFlow::Continue(())
             });
         }
-        assert_eq!(findings, [], "{}", self.name);
+        // What has lost its name and nothing else is told of, for each of its descriptors.
+        let (unlisted, others): (Vec<_>, Vec<_>) =
+            findings.into_iter().partition(|finding| finding.code == "VMFS-FD-UNLISTED");
+        assert_eq!(others, [], "{}", self.name);
+        let nameless = self.deleted.iter().filter(|gone| gone.how == Deletion::NameOnly).count();
+        assert_eq!(unlisted.len(), nameless, "{}: {unlisted:?}", self.name);
         let mut known = BTreeSet::new();
         // A VMFS5 has its descriptors at other places, so that those of the VMFS6 below are found by a sweep only.
         let here = |gone: &&Deleted| !(gone.how == Deletion::Formatted && self.name.starts_with("vmfs5"));
