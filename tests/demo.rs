@@ -140,6 +140,29 @@ fn recover_writes_the_tree_with_a_manifest_that_is_true() {
     assert!(!snapshots.join("vms/web01/web01.raw").exists() && !snapshots.join("store").exists());
 }
 
+/// An ESXi boot disk: a datastore, and volumes of other kinds beside it.
+#[test]
+fn volumes_beside_a_datastore_are_shown() {
+    use vdrecover_testdata::gpt::{Guid, Partition, TYPE_LINUX, TYPE_VMFS, write_gpt};
+    use vdrecover_testdata::vmfs::{Content, Layout, Version, Vmfs, VmfsSpec};
+    let mut store = Vmfs::new(VmfsSpec::new(Version::Six, 288 << 20));
+    store.file("hello", Content::bytes(*b"hello\n"), &Layout::default());
+    let store = store.finish().remove(0);
+    let mut disk = vdrecover_testdata::Device::new(320 << 20);
+    let row = |kind, name, start, len| Partition { kind, name, start, len };
+    let rows = [row(TYPE_LINUX, "boot", 1 << 20, 4 << 20), row(TYPE_VMFS, "store", 8 << 20, store.len())];
+    write_gpt(&mut disk, Guid::seeded(1), &rows);
+    disk.write(1 << 20, &[7; 4096]);
+    disk.embed(8 << 20, &store);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("boot.img");
+    disk.save(&path).unwrap();
+    let listed = String::from_utf8(expect(0, ["ls".as_ref(), "-R".as_ref(), path.as_os_str()])).unwrap();
+    let volume = listed.lines().find(|line| line.ends_with("/p1.raw")).unwrap_or_else(|| panic!("{listed}"));
+    assert!(!listed.contains("/p2.raw") && listed.contains("/hello"), "{listed}");
+    assert_eq!(expect(0, ["cat", "--length", "2", &format!("{}::{volume}", path.display())]), [7, 7]);
+}
+
 #[test]
 fn a_case_folder_keeps_hashes_until_the_input_changes() {
     let folder = tempfile::tempdir().unwrap();

@@ -5,6 +5,7 @@ use super::machines::MachineDisk;
 use super::{Case, compose};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use vdrecover_formats::format::Holds;
 use vdrecover_formats::tree::Lister;
 use vdrecover_formats::{Bytes, Content, Entry, Error, Kind, Node, NodeId, State, Tree};
 
@@ -223,7 +224,7 @@ fn add_volumes(case: &Case, names: &mut Names, root: NodeId) {
             add_volume_files(names, dir, volumes);
         }
     }
-    for (name, item) in loose_names(case) {
+    for (name, item) in loose_names(case).into_iter().chain(holders(case)) {
         let volumes = volumes(case, item);
         if !volumes.is_empty() {
             let files = *top.get_or_insert_with(|| names.dir(root, b"files"));
@@ -231,6 +232,19 @@ fn add_volumes(case: &Case, names: &mut Names, root: NodeId) {
             add_volume_files(names, dir, volumes);
         }
     }
+}
+
+/// Inputs that hold a datastore: no disks of their own, but an ESXi boot disk has other volumes beside it.
+fn holders(case: &Case) -> Vec<(Vec<u8>, ItemId)> {
+    let items = case.items.iter().enumerate();
+    let inputs = items.filter(|(id, item)| match &item.origin {
+        super::Origin::Source(source) => {
+            let given = case.inputs.iter().any(|input| std::sync::Arc::ptr_eq(input, source));
+            given && item.used_by.is_none() && item.children.is_empty() && !case.loose.contains(id)
+        }
+        _ => false,
+    });
+    inputs.map(|(id, _)| ([loose_name(case, id).as_slice(), format!("~{id}").as_bytes()].concat(), id)).collect()
 }
 
 fn add_volume_files(names: &mut Names, dir: NodeId, volumes: Vec<(Vec<u8>, Target)>) {
@@ -248,9 +262,16 @@ fn volumes(case: &Case, item: ItemId) -> Vec<(Vec<u8>, Target)> {
     let mut found = Vec::new();
     for (id, holder) in holders {
         if let Some(Content::Volumes(volumes)) = holder.content() {
-            for volume in volumes {
-                let target = Target { bytes: volume.bytes.clone(), item: id };
-                found.push((volume.name.clone(), target));
+            for (number, volume) in volumes.iter().enumerate() {
+                // A datastore is in `store/`.
+                let is_store = case.items.iter().any(|item| {
+                    let here = matches!(item.origin, Origin::Volume { of, number: own } if of == id && own == number);
+                    here && item.format.holds == Holds::Files
+                });
+                if !is_store {
+                    let target = Target { bytes: volume.bytes.clone(), item: id };
+                    found.push((volume.name.clone(), target));
+                }
             }
         }
     }
