@@ -220,6 +220,9 @@ fn everything_that_was_given_is_an_input() {
     let iso = format!("{}::store/datastore1/iso/tools.iso", arg(&at("part.001")));
     keeps(&at("part.002"), &["export", &iso, "-o", arg(&at("part.002")), "--force"]);
     keeps(&at("part.002"), &["scan", arg(&at("part.001")), "--case", arg(&at("case"))]);
+    let stray = folder.path().join("none/../stray");
+    keeps(&image, &["scan", arg(&image), "--case", arg(&stray)]);
+    assert!(!at("stray").exists() && !at("none").exists());
     keeps(&image, &["scan", arg(&demo()), "--with", arg(&other), "--case", arg(&other.join("case"))]);
     assert_eq!(fs::read_dir(&other).unwrap().count(), 1);
 }

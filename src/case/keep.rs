@@ -49,7 +49,12 @@ pub(super) fn prepare<'a>(folder: &Path, inputs: impl Iterator<Item = &'a PathBu
 fn absolute(folder: &Path) -> std::io::Result<PathBuf> {
     let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let known = parent.ancestors().find(|known| known.exists()).unwrap_or(Path::new("."));
-    Ok(known.canonicalize()?.join(folder.strip_prefix(known).unwrap_or(folder)))
+    let rest = folder.strip_prefix(known).unwrap_or(folder);
+    // Behind a folder that is not there yet `..` could lead anywhere once it is.
+    if rest.components().any(|part| part == std::path::Component::ParentDir) {
+        return Err(std::io::Error::new(std::io::ErrorKind::NotFound, "a folder before .. does not exist"));
+    }
+    Ok(known.canonicalize()?.join(rest))
 }
 
 /// The clues on a disk of `source`: kept ones if they still hold, else those of a new pass, which is kept.
