@@ -291,3 +291,30 @@ fn names_in_images_open_nothing_outside() {
         assert!(out.stdout.iter().all(|byte| *byte == 0), "{name} was opened");
     }
 }
+
+/// A MiB that says that it is 64 TiB: every entry of the first table names one second table, and that one cluster.
+#[test]
+fn an_image_that_maps_the_same_bytes_over_and_over_is_not_searched() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("again.qcow2");
+    let cluster = 1_u64 << 16;
+    let (l1, l2, data) = (cluster, 20 * cluster, 21 * cluster);
+    let mut header = vec![0; 104];
+    header[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    header[20..24].copy_from_slice(&16_u32.to_be_bytes());
+    header[24..32].copy_from_slice(&(64_u64 << 40).to_be_bytes());
+    header[36..40].copy_from_slice(&131_072_u32.to_be_bytes());
+    header[40..48].copy_from_slice(&l1.to_be_bytes());
+    header[96..100].copy_from_slice(&4_u32.to_be_bytes());
+    header[100..104].copy_from_slice(&104_u32.to_be_bytes());
+    let file = File::create(&path).unwrap();
+    file.write_all_at(&header, 0).unwrap();
+    let table = |to: u64, count: usize| (to | 1 << 63).to_be_bytes().repeat(count);
+    file.write_all_at(&table(l2, 131_072), l1).unwrap();
+    file.write_all_at(&table(data, 8192), l2).unwrap();
+    file.write_all_at(&vec![7; 1 << 16], data).unwrap();
+    let rows = common::records(1, ["scan", "--json", arg(&path)]);
+    assert!(rows.iter().any(|row| row["code"] == "SWEEP-BOUND"), "{rows:?}");
+    expect(1, ["ls", "-l", "-R", arg(&path)]);
+    assert_eq!(expect(0, ["cat", "--offset", "63T", "--length", "2", arg(&path)]), [7, 7]);
+}

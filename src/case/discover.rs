@@ -3,6 +3,7 @@
 use super::folder::Folder;
 use super::item::{Filled, Item, ItemId, Origin, State};
 use super::{Case, Noted, Options, Store, StoreFile, paths, wants};
+use crate::health;
 use crate::progress::Progress;
 use crate::source::Source;
 use anyhow::{Result, bail};
@@ -21,6 +22,8 @@ const MAX_DEPTH: usize = 16;
 const MAX_ITEMS: usize = 200_000;
 /// What the length of a raw disk is a multiple of.
 const SECTOR: u64 = 512;
+/// Times its own length that an image's data may be for the disk to be searched; compressed zeros reach 1,000.
+const MOST_MAPPED: u64 = 1024;
 /// No description of a disk is longer.
 const TEXT: u64 = 64 << 10;
 /// Entries of all stores together that are looked at.
@@ -507,6 +510,16 @@ impl Work<'_> {
                 || item.used_by.is_some()
                 || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, source))
             {
+                continue;
+            }
+            // A map may show the same few bytes over and over: no search is worth what such an image says of itself.
+            let mapped = health::of(&*disk, health::LISTING).data;
+            if mapped > source.len.saturating_mul(MOST_MAPPED) {
+                let text = format!(
+                    "maps {mapped} bytes or more out of a file of {}: not searched for what may be on the disk",
+                    source.len
+                );
+                self.note(id, Finding::new("SWEEP-BOUND", 0..0, Trust::Doubtful, text));
                 continue;
             }
             let label = self.case.label(id);
