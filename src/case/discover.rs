@@ -22,7 +22,7 @@ const MAX_DEPTH: usize = 16;
 const MAX_ITEMS: usize = 200_000;
 /// What the length of a raw disk is a multiple of.
 const SECTOR: u64 = 512;
-/// Times its own length that an image's data may be for the disk to be searched; compressed zeros reach 1,000.
+/// Times the length of all that is open that an image's data may be for the disk to be searched; compressed zeros reach 1,000.
 const MOST_MAPPED: u64 = 1024;
 /// No description of a disk is longer.
 const TEXT: u64 = 64 << 10;
@@ -514,10 +514,11 @@ impl Work<'_> {
             }
             // A map may show the same few bytes over and over: no search is worth what such an image says of itself.
             let mapped = health::of(&*disk, health::LISTING).data;
-            if mapped > source.len.saturating_mul(MOST_MAPPED) {
+            // Its extents and parents are sources too.
+            let given = self.case.sources.all().iter().fold(0, |sum: u64, source| sum.saturating_add(source.len));
+            if mapped > given.saturating_mul(MOST_MAPPED) {
                 let text = format!(
-                    "maps {mapped} bytes or more out of a file of {}: not searched for what may be on the disk",
-                    source.len
+                    "maps {mapped} bytes or more out of files of {given}: not searched for what may be on the disk"
                 );
                 self.note(id, Finding::new("SWEEP-BOUND", 0..0, Trust::Doubtful, text));
                 continue;
