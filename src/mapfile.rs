@@ -232,9 +232,9 @@ impl MapArg {
     }
 }
 
-/// Writes a mapfile of `len` bytes. `blocks` are ascending and apart; what they leave out is finished.
+/// Writes a mapfile of `len` bytes, with `notes` as comments at its head. `blocks` are ascending and apart; what they leave out is finished.
 /// Neighbours with the same status become one block, as ddrescue writes them.
-pub fn write_map(out: &mut dyn Write, len: u64, blocks: &[(Range<u64>, Status)]) -> io::Result<()> {
+pub fn write_map(out: &mut dyn Write, len: u64, notes: &[String], blocks: &[(Range<u64>, Status)]) -> io::Result<()> {
     let mut all: Vec<(Range<u64>, Status)> = Vec::new();
     let mut add = |range: Range<u64>, status| match all.last_mut() {
         _ if range.is_empty() => {}
@@ -250,6 +250,9 @@ pub fn write_map(out: &mut dyn Write, len: u64, blocks: &[(Range<u64>, Status)])
     }
     add(at..len, Status::Finished);
     writeln!(out, "# Mapfile. Created by vdrecover {}", env!("CARGO_PKG_VERSION"))?;
+    for note in notes {
+        writeln!(out, "# {note}")?;
+    }
     writeln!(out, "# current_pos  current_status  current_pass")?;
     writeln!(out, "0x00000000     +               1")?;
     writeln!(out, "#      pos        size  status")?;

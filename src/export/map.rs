@@ -1,36 +1,18 @@
 //! The ddrescue mapfile beside an output.
 
 use super::losses::Losses;
+use crate::mapfile::{Status, write_map};
 use std::io::{self, Write};
 
 /// Writes a map of all of `0..len`: `+` is there, `-` is lost, `?` is what no longer fits the list of losses.
 pub(crate) fn write(out: &mut impl Write, len: u64, losses: &Losses) -> io::Result<()> {
-    writeln!(out, "# Mapfile. Created by vdrecover {}", env!("CARGO_PKG_VERSION"))?;
-    for (why, count, bytes) in by_reason(losses) {
-        writeln!(out, "# lost: {bytes} bytes in {count} ranges: {why}")?;
-    }
-    writeln!(out, "# current_pos  current_status  current_pass")?;
-    writeln!(out, "0x{:08X}     +               1", 0)?;
-    writeln!(out, "#      pos        size  status")?;
-    let mut at = 0;
-    let mut line = |start: u64, end: u64, status: char| match end.checked_sub(start) {
-        None | Some(0) => Ok(()),
-        Some(size) => writeln!(out, "0x{start:08X}  0x{size:08X}  {status}"),
-    };
-    let mut gaps = losses.gaps.iter().peekable();
-    while let Some(gap) = gaps.next() {
-        let mut end = gap.range.end;
-        // Neighbours differ in their reason, which the map does not tell.
-        while let Some(next) = gaps.next_if(|next| next.range.start == end) {
-            end = next.range.end;
-        }
-        line(at, gap.range.start, '+')?;
-        line(gap.range.start, end, '-')?;
-        at = end;
-    }
-    let known = losses.cut.unwrap_or(len);
-    line(at, known, '+')?;
-    line(known, len, '?')
+    let notes: Vec<String> = by_reason(losses)
+        .into_iter()
+        .map(|(why, count, bytes)| format!("lost: {bytes} bytes in {count} ranges: {why}"))
+        .collect();
+    let gaps = losses.gaps.iter().map(|gap| (gap.range.clone(), Status::Bad));
+    let unknown = losses.cut.map(|cut| (cut..len, Status::Untried));
+    write_map(out, len, &notes, &gaps.chain(unknown).collect::<Vec<_>>())
 }
 
 /// Sums of the gaps that are listed, in a fixed order.

@@ -93,7 +93,7 @@ fn written() -> (Vec<u8>, Vec<(Range<u64>, Status)>) {
     let blocks =
         [(0x1000..0x1200, Status::Bad), (0x1200..0x1400, Status::Bad), (0x2000..0x9000, Status::Untried)].to_vec();
     let mut out = Vec::new();
-    write_map(&mut out, 0x8000, &blocks).unwrap();
+    write_map(&mut out, 0x8000, &[], &blocks).unwrap();
     (out, blocks)
 }
 
