@@ -115,6 +115,12 @@ fn holes(has_holes: bool, len: u64) -> Option<Finding> {
 }
 
 impl Source {
+    /// When it was changed last, in nanoseconds since 1970; `None` before that, and where nobody knows.
+    #[must_use]
+    pub fn modified_nanos(&self) -> Option<u128> {
+        Some(self.modified?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_nanos())
+    }
+
     /// Every file that it is made of and that is there.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         let parts = match &self.kind {

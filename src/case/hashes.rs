@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 
 /// SHA-256 by path in the case's tree. Void when an input changes.
 #[derive(Debug, Default)]
@@ -61,8 +60,7 @@ fn key(path: &[u8]) -> String {
 pub fn identity(case: &Case) -> Value {
     let sources = case.sources.all();
     let sources = sources.iter().map(|source| {
-        let changed = source.modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        json!([source.path.display().to_string(), source.len, changed.map(|time| time.as_nanos().to_string())])
+        json!([source.path.display().to_string(), source.len, source.modified_nanos().map(|nanos| nanos.to_string())])
     });
     json!({"program": env!("CARGO_PKG_VERSION"), "sources": sources.collect::<Vec<_>>()})
 }

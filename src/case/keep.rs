@@ -12,7 +12,6 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
 use vdrecover_formats::format::Clue;
 use vdrecover_formats::{Bytes, FORMATS, Finding, Format, Trust};
 
@@ -89,13 +88,12 @@ pub(super) fn sweep(disk: &Bytes, source: &Source, folder: Option<&Path>, progre
 
 /// What must be unchanged for a kept sweep to hold.
 fn identity(source: &Source) -> Value {
-    let changed = source.modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     json!({
         "version": VERSION,
         "program": env!("CARGO_PKG_VERSION"),
         "path": source.path.display().to_string(),
         "length": source.len,
-        "changed": changed.map(|time| time.as_nanos().to_string()),
+        "changed": source.modified_nanos().map(|nanos| nanos.to_string()),
         "formats": FORMATS.iter().map(|format| format.name).collect::<Vec<_>>(),
     })
 }

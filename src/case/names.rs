@@ -166,10 +166,7 @@ fn modified(case: &Case, item: ItemId) -> Option<i128> {
                 });
             parts.chain(own).max()
         }
-        Origin::Source(source) => {
-            let since = source.modified?.duration_since(std::time::UNIX_EPOCH).ok()?;
-            i128::try_from(since.as_nanos()).ok()
-        }
+        Origin::Source(source) => source.modified_nanos().and_then(|nanos| i128::try_from(nanos).ok()),
         Origin::Inside(of) | Origin::Volume { of, .. } => modified(case, *of),
     }
 }
