@@ -5,7 +5,7 @@ use crate::progress::Progress;
 use crate::ranges::RangeSet;
 use rayon::prelude::*;
 use std::ops::{ControlFlow, Range};
-use vdrecover_formats::{Entry, Finding, Layer, NodeId, Note, Place, Tree, Trust, Use, walk};
+use vdrecover_formats::{Find, Finding, Layer, NodeId, Note, Place, Tree, Trust, Use, walk};
 
 /// What the pass found.
 #[derive(Debug, Default)]
@@ -26,7 +26,7 @@ pub struct StoreAudit {
     /// Bytes that the store says are free.
     pub free: u64,
     /// Nodes that no folder lists.
-    pub unlinked: Vec<Entry>,
+    pub finds: Vec<Find>,
 }
 
 /// What one part of one store said.
@@ -35,7 +35,6 @@ struct Part {
     own: Vec<Range<u64>>,
     data: Vec<(Range<u64>, NodeId)>,
     free: u64,
-    unlinked: Vec<Entry>,
     findings: Vec<Finding>,
     sources: Vec<(u32, Range<u64>)>,
 }
@@ -64,7 +63,6 @@ pub fn run(case: &Case, progress: &Progress) -> Audit {
             own.extend(part.own);
             data.extend(part.data);
             sum.free += part.free;
-            sum.unlinked.extend(part.unlinked);
             for finding in part.findings {
                 audit.findings.push(Noted { about: about.clone(), finding });
             }
@@ -74,6 +72,10 @@ pub fn run(case: &Case, progress: &Progress) -> Audit {
                 }
             }
         }
+        tree.finds(&mut |find| {
+            sum.finds.push(find);
+            ControlFlow::Continue(())
+        });
         sum.used = RangeSet::build(own).total();
         for finding in shared(data) {
             audit.findings.push(Noted { about: about.clone(), finding });
@@ -97,7 +99,6 @@ fn part(tree: &dyn Tree, number: u32) -> Part {
             }
             Note::Free { range, .. } => part.free += range.end.saturating_sub(range.start),
             Note::Finding(finding) => part.findings.push(finding),
-            Note::Unlinked(entry) => part.unlinked.push(entry),
         }
         ControlFlow::Continue(())
     });

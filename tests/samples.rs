@@ -197,14 +197,16 @@ impl Store {
         let mut unlinked = BTreeMap::new();
         for part in 0..self.tree.parts() {
             let _ = self.tree.audit(part, &mut |note| {
-                match note {
-                    Note::Finding(finding) => findings.push(finding),
-                    Note::Unlinked(entry) => drop(unlinked.insert(entry.id, entry)),
-                    _ => {}
+                if let Note::Finding(finding) = note {
+                    findings.push(finding);
                 }
                 ControlFlow::Continue(())
             });
         }
+        self.tree.finds(&mut |find| {
+            unlinked.insert(find.entry.id, find.entry);
+            ControlFlow::Continue(())
+        });
         // What has lost its name and nothing else is told of, for each of its descriptors.
         let (unlisted, others): (Vec<_>, Vec<_>) =
             findings.into_iter().partition(|finding| finding.code == "VMFS-FD-UNLISTED");

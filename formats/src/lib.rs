@@ -49,4 +49,4 @@ pub use memo::{Block, Memo, Pool};
 pub use note::{Finding, Note, Sink, Use};
 pub use read::{Seen, read, read_exact, read_vec};
 pub use table::FORMATS;
-pub use tree::{Entry, Kind, Node, NodeId, State, Tree};
+pub use tree::{Entry, Find, Kind, Named, Node, NodeId, Search, State, Tree};

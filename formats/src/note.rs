@@ -1,7 +1,7 @@
 //! What an audit reports.
 
 use crate::layer::{Layer, Trust};
-use crate::tree::{Entry, NodeId};
+use crate::tree::NodeId;
 use std::ops::{ControlFlow, Range};
 
 /// Takes the notes of an audit; `Break` cancels the pass.
@@ -28,8 +28,6 @@ pub enum Note<'a> {
     },
     /// An observation.
     Finding(Finding),
-    /// A node that no directory lists: deleted, orphaned or formatted over.
-    Unlinked(Entry),
 }
 
 /// What claimed bytes are used for.

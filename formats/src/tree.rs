@@ -1,10 +1,12 @@
 //! Something with names.
 
 use crate::error::Error;
+use crate::format::{Clue, Window};
 use crate::layer::{Bytes, Trust};
 use crate::note::{Finding, Sink};
-use std::fmt::Debug;
-use std::ops::ControlFlow;
+use std::fmt::{self, Debug};
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 /// A node of one tree.
 ///
@@ -104,6 +106,75 @@ impl State {
     }
 }
 
+/// A node that no directory lists: deleted, orphaned, formatted over, or put together from pieces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Find {
+    /// Its name, and its evidence class as the state.
+    pub entry: Entry,
+    /// The folder that it was in, alive or found itself.
+    pub parent: Option<NodeId>,
+    /// Where its name comes from.
+    pub named: Named,
+    /// What stands behind it, in words.
+    pub why: String,
+}
+
+/// Where the name of a find comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Named {
+    /// An entry of a folder that is dead itself, or that lost the entry.
+    Folder,
+    /// What is left of an entry in a folder behind its end or in its gaps.
+    Slack,
+    /// A copy of an entry in a journal.
+    Journal,
+    /// The description of a disk.
+    Descriptor,
+    /// The configuration of a virtual machine.
+    Config,
+    /// Made up of the place where it was found.
+    Place,
+}
+
+impl Named {
+    /// The stable lower-case word of reports and JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Folder => "folder",
+            Self::Slack => "slack",
+            Self::Journal => "journal",
+            Self::Descriptor => "descriptor",
+            Self::Config => "config",
+            Self::Place => "place",
+        }
+    }
+}
+
+/// Takes finds; `Break` stops.
+pub type Finder<'s> = &'s mut dyn FnMut(Find) -> ControlFlow<()>;
+
+/// A search of the space that a tree has as free, for what is left of files that nothing names any more.
+pub struct Search {
+    /// The layer that holds the space.
+    pub layer: Bytes,
+    /// Where it is free, ascending and apart.
+    pub free: Vec<Range<u64>>,
+    /// Reports the clues that start in the window's own part.
+    pub look: fn(&Window<'_>, &mut dyn FnMut(Clue)),
+    /// Puts the clues, sorted, together. What comes out is a tree whose finds are what was found.
+    pub build: Assemble,
+}
+
+impl Debug for Search {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Search").field("layer", &self.layer).field("free", &self.free.len()).finish_non_exhaustive()
+    }
+}
+
+/// Makes a tree of finds out of clues. Pure: it may read the layer where the clues point.
+pub type Assemble = Box<dyn Fn(&[Clue]) -> Arc<dyn Tree> + Send + Sync>;
+
 /// What is known of a node. Times are signed nanoseconds since 1970: disks hold years that the system's own
 /// time type can't.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,12 +256,23 @@ pub trait Tree: Debug + Send + Sync {
     /// Content: of a file, a stream, an attribute; of a symlink its text.
     fn open(&self, id: NodeId) -> Result<Bytes, Error>;
 
+    /// Nodes that no directory lists, from the structures alone, in an order that never changes. What lies in a found
+    /// folder is listed by that folder and not told again.
+    fn finds(&self, sink: Finder<'_>) {
+        let _ = sink;
+    }
+
+    /// How free space is searched for more.
+    fn search(&self) -> Option<Search> {
+        None
+    }
+
     /// As [`crate::Layer::parts`].
     fn parts(&self) -> u32 {
         1
     }
 
-    /// As [`crate::Layer::audit`]. Nodes that no directory lists come from here.
+    /// As [`crate::Layer::audit`].
     fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
         let _ = (part, sink);
         ControlFlow::Continue(())

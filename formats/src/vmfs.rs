@@ -14,6 +14,7 @@ mod audit;
 pub mod descriptor;
 pub mod directory;
 pub mod file;
+mod finds;
 pub mod hash;
 pub mod header;
 pub mod lvm;

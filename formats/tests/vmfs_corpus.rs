@@ -168,7 +168,7 @@ fn healthy_volumes_have_no_findings() {
             assert!(!matches!(of, Use::Data(id) if !files.contains(id)), "{name}: {of:?}");
         }
         if name != "zero6" {
-            assert_eq!(audit.unlinked, [], "{name}");
+            assert_eq!(audit.finds, [], "{name}");
         }
     }
 }
@@ -177,7 +177,7 @@ fn healthy_volumes_have_no_findings() {
 fn deleted_and_reformatted_files_are_reported() {
     let Some(image) = image("zero6") else { return };
     let tree = tree(open(image.clone()).join_alone().unwrap());
-    let unlinked = audit(&*tree, &image).unlinked;
+    let unlinked = audit(&*tree, &image).finds;
     let of = |state| unlinked.iter().filter(move |entry| entry.state == state);
     // At 0x2F40000, 0x2F42000, 0x2F44000, 0x2F46000 and 0x2F4C000 of the volume.
     let deleted: Vec<_> = of(State::Deleted).map(|entry| String::from_utf8_lossy(&entry.name)).collect();
@@ -219,7 +219,7 @@ fn spans_join_in_any_order() {
         check_laws(&*a, Effort { runs: 200, bytes: 1 << 18 }).unwrap();
     }
     let audit = audit(&*tree, &image("vmfs5-span-0").unwrap());
-    assert_eq!((audit.findings, audit.unlinked), (vec![], vec![]));
+    assert_eq!((audit.findings, audit.finds), (vec![], vec![]));
 }
 
 #[test]

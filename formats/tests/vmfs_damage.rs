@@ -19,10 +19,9 @@ use std::sync::Arc;
 use std::time::Instant;
 use vdrecover_formats::laws::{Effort, check_laws};
 use vdrecover_formats::{
-    Bytes, Content, Fault, Kind, Layer, Note, Place, Pool, Run, State, Tree, Trust, Use, Why, read, read_vec, vmfs,
-    walk,
+    Bytes, Content, Fault, Kind, Layer, Place, Pool, Run, State, Tree, Trust, Use, Why, read, read_vec, vmfs, walk,
 };
-use vmfs_support::{MIB, Sparse, all, audit, find, image, list, open, tree};
+use vmfs_support::{MIB, Sparse, all, audit, find, finds, image, list, open, tree};
 
 const LV: u64 = 0x110_0000;
 
@@ -156,18 +155,14 @@ fn exercise(tree: &dyn Tree) {
     }
     for part in 0..tree.parts().min(64) {
         let mut notes = 0;
-        let mut unlinked = Vec::new();
-        let _ = tree.audit(part, &mut |note| {
+        let _ = tree.audit(part, &mut |_| {
             notes += 1;
-            if let Note::Unlinked(entry) = note {
-                unlinked.push(entry);
-            }
             if notes < 20_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
-        for entry in unlinked.iter().take(20) {
-            if let Ok(layer) = tree.open(entry.id) {
-                check_laws(&*layer, effort).unwrap_or_else(|law| panic!("{entry:?}: {law}"));
-            }
+    }
+    for entry in finds(tree).iter().take(20) {
+        if let Ok(layer) = tree.open(entry.id) {
+            check_laws(&*layer, effort).unwrap_or_else(|law| panic!("{entry:?}: {law}"));
         }
     }
 }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::ops::ControlFlow;
-use vdrecover_formats::{Entry, Finding, Kind, Node, NodeId, Note, State, Tree, Trust};
+use vdrecover_formats::{Entry, Finding, Kind, Node, NodeId, State, Tree, Trust};
 
 /// Arguments of `ls`.
 #[derive(Debug, Args)]
@@ -168,14 +168,10 @@ impl Listing<'_> {
                 continue;
             }
             let mut found = Vec::new();
-            for part in 0..store.tree.parts() {
-                let _ = store.tree.audit(part, &mut |note| {
-                    if let Note::Unlinked(entry) = note {
-                        found.push(entry);
-                    }
-                    ControlFlow::Continue(())
-                });
-            }
+            store.tree.finds(&mut |find| {
+                found.push(find.entry);
+                ControlFlow::Continue(())
+            });
             for entry in found {
                 let path = [own.as_slice(), b"/", &entry.name].concat();
                 let composed = Entry { id: crate::case::compose(index, entry.id), ..entry };

@@ -229,12 +229,12 @@ impl Scan<'_> {
 
     fn deleted(&mut self, audit: &Audit) -> Result<()> {
         for (store, found) in self.case.stores.iter().zip(&audit.stores) {
-            if found.unlinked.is_empty() {
+            if found.finds.is_empty() {
                 continue;
             }
             let mut classes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-            for entry in &found.unlinked {
-                classes.entry(entry.state.word()).or_default().push(printable(&entry.name));
+            for find in &found.finds {
+                classes.entry(find.entry.state.word()).or_default().push(printable(&find.entry.name));
             }
             self.out.line("")?;
             self.out.line(format_args!("TRACES OF LOST FILES in {}", printable(&store.name)))?;

@@ -1,5 +1,4 @@
-//! A full pass over a datastore: who has which bytes, what is free, what contradicts what, and which descriptors no
-//! folder lists.
+//! A full pass over a datastore: who has which bytes, what is free, what contradicts what.
 //!
 //! Part 0 walks the folders and the fixed structures, then follow the cluster groups of `.fdc.sf`, one a part, then
 //! the bitmaps of the file blocks. Bodies of resource files are claimed by those who use them: an unused sub-block or
@@ -15,15 +14,13 @@ use crate::error::Error;
 use crate::layer::{Layer, Place, Trust, Why};
 use crate::note::{Finding, Note, Sink, Use};
 use crate::num::{narrow, wide};
-use crate::tree::{Entry, Kind, NodeId, State};
+use crate::tree::{Kind, NodeId, State};
 use std::ops::{ControlFlow, Range};
 
 /// Clusters of file blocks in a part.
 const CLUSTERS: u64 = 256;
 /// Lost ranges of one file that get a finding of their own.
 const LOST: u64 = 16;
-/// Entries of folders that a part looks through to name what it found.
-const NAMING: u32 = 1 << 20;
 
 /// Which descriptors folders list: a bit each.
 #[derive(Debug)]
@@ -43,7 +40,7 @@ impl Linked {
         (narrow(index >> 6), index & 63)
     }
 
-    fn has(&self, address: FdAddress) -> bool {
+    pub(super) fn has(&self, address: FdAddress) -> bool {
         let (word, bit) = Self::place(address);
         self.bits.get(word).is_some_and(|word| word >> bit & 1 == 1)
     }
@@ -222,8 +219,8 @@ impl Datastore {
 
     // Parts of descriptors
 
-    /// Calls `then` with the folders' bits; walks the folders if no part did before. No lock is held meanwhile.
-    fn linked(&self) -> Option<&Linked> {
+    /// Which descriptors folders list. Walks the folders if nothing did before; no lock is held meanwhile.
+    pub(super) fn linked(&self) -> Option<&Linked> {
         if self.linked.get().is_none() {
             let linked = self.walk(&mut |_| ControlFlow::Continue(())).ok()?;
             let _ = self.linked.set(linked);
@@ -234,7 +231,6 @@ impl Datastore {
     fn audit_descriptors(&self, group: u64, sink: Sink<'_>) -> ControlFlow<()> {
         let Some(fdc) = &self.volume.fdc else { return ControlFlow::Continue(()) };
         let first = group.saturating_mul(fdc.per_group);
-        let mut naming = NAMING;
         for cluster in first..first.saturating_add(fdc.per_group).min(fdc.clusters()) {
             let state = fdc.cluster(&self.volume.space, cluster);
             match &state {
@@ -262,19 +258,13 @@ impl Datastore {
                 let Some(address) = FdAddress::new(Spot { cluster, resource }) else { continue };
                 // A cluster whose bitmap is lost may hold anything.
                 let used = free.get(narrow(resource)).map(|free| !free);
-                self.audit_descriptor(address, used, &mut naming, sink)?;
+                self.audit_descriptor(address, used, sink)?;
             }
         }
         ControlFlow::Continue(())
     }
 
-    fn audit_descriptor(
-        &self,
-        address: FdAddress,
-        used: Option<bool>,
-        naming: &mut u32,
-        sink: Sink<'_>,
-    ) -> ControlFlow<()> {
+    fn audit_descriptor(&self, address: FdAddress, used: Option<bool>, sink: Sink<'_>) -> ControlFlow<()> {
         let fd = match self.volume.descriptor(address) {
             Ok(fd) => fd,
             Err(error) => {
@@ -286,47 +276,14 @@ impl Datastore {
                 return ControlFlow::Continue(());
             }
         };
-        let listed = self.linked().is_none_or(|linked| linked.has(address));
         if used != Some(false) && fd.links > 0 {
             self.audit_live(&fd, sink)?;
-            if listed {
-                return ControlFlow::Continue(());
-            }
-            if used == Some(true) {
+            if used == Some(true) && self.linked().is_some_and(|linked| !linked.has(address)) {
                 let text = format!("{address} is in use, and no folder lists it");
                 sink(self.finding("VMFS-FD-UNLISTED", self.whole(&fd), text))?;
             }
         }
-        let state = match self.state(&fd) {
-            // In use, but no folder lists it.
-            State::Live if listed => return ControlFlow::Continue(()),
-            State::Live => State::Orphaned,
-            state => state,
-        };
-        let name = self.name_of(&fd, naming).unwrap_or_else(|| {
-            let Spot { cluster, resource } = address.spot();
-            format!("orphan_c{cluster}_r{resource}").into_bytes()
-        });
-        let id = NodeId(address.0.into());
-        sink(Note::Unlinked(Entry { name, id, kind: fd.node_kind(), state, next: 0 }))
-    }
-
-    /// The name that the folder gives which a descriptor says to be in, be the folder alive or not.
-    fn name_of(&self, fd: &Descriptor, naming: &mut u32) -> Option<Vec<u8>> {
-        let folder = Folder::open(&self.volume, fd.parent?).ok()?;
-        let mut name = None;
-        folder.list(0, &mut |entry| {
-            let Some(left) = naming.checked_sub(1) else { return ControlFlow::Break(()) };
-            *naming = left;
-            match entry {
-                Ok(entry) if entry.address == fd.address && entry.generation == fd.generation => {
-                    name = Some(entry.name);
-                    ControlFlow::Break(())
-                }
-                _ => ControlFlow::Continue(()),
-            }
-        });
-        name
+        ControlFlow::Continue(())
     }
 
     /// Claims all that a live descriptor has, and checks it.

@@ -7,7 +7,7 @@ use super::volume::Volume;
 use crate::error::Error;
 use crate::layer::{Bytes, Trust};
 use crate::note::{Finding, Sink};
-use crate::tree::{Entry, Kind, Lister, Node, NodeId, State, Tree};
+use crate::tree::{Entry, Finder, Kind, Lister, Node, NodeId, State, Tree};
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
@@ -126,6 +126,10 @@ impl Tree for Datastore {
             State::Orphaned => file.trusted(Trust::Inferred),
             _ => file.dead(self.volume.blocks().cloned()),
         }))
+    }
+
+    fn finds(&self, sink: Finder<'_>) {
+        let _ = self.find_descriptors(sink);
     }
 
     fn parts(&self) -> u32 {

@@ -133,18 +133,19 @@ fn exercise_tree(tree: &dyn Tree, effort: Effort) {
         }
         let _ = tree.lookup(dir, b"none");
     }
-    let mut unlinked = Vec::new();
     for part in 0..tree.parts().min(64) {
         let mut notes = 0;
-        let _ = tree.audit(part, &mut |note| {
+        let _ = tree.audit(part, &mut |_| {
             notes += 1;
-            if let Note::Unlinked(entry) = note {
-                unlinked.push(entry.id);
-            }
             if notes < 20_000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
     }
-    unlinked.into_iter().take(10).for_each(open);
+    let mut finds = Vec::new();
+    tree.finds(&mut |find| {
+        finds.push(find.entry.id);
+        if finds.len() < 10 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    finds.into_iter().for_each(open);
 }
 
 /// Compares with what is right.

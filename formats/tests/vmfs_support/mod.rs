@@ -169,7 +169,7 @@ pub fn all(tree: &dyn Tree) -> Vec<(String, Entry)> {
 #[derive(Default)]
 pub struct Audit {
     pub findings: Vec<Finding>,
-    pub unlinked: Vec<Entry>,
+    pub finds: Vec<Entry>,
     pub claims: Vec<(Range<u64>, Use)>,
     pub free: Vec<Range<u64>>,
 }
@@ -184,11 +184,21 @@ pub fn audit(tree: &dyn Tree, image: &Sparse) -> Audit {
                 Note::Claim { range, of, .. } => audit.claims.push((range, of)),
                 Note::Free { range, .. } => audit.free.push(range),
                 Note::Finding(finding) => audit.findings.push(finding),
-                Note::Unlinked(entry) => audit.unlinked.push(entry),
             }
             ControlFlow::Continue(())
         });
         assert!(flow.is_continue());
     }
+    audit.finds = finds(tree);
     audit
+}
+
+/// What no folder lists.
+pub fn finds(tree: &dyn Tree) -> Vec<Entry> {
+    let mut found = Vec::new();
+    tree.finds(&mut |find| {
+        found.push(find.entry);
+        ControlFlow::Continue(())
+    });
+    found
 }
