@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{demo, expect, vdrecover};
+use common::{demo, expect, records, vdrecover};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -39,6 +39,27 @@ fn told(folder: &Path, paths: &[&str], word: &str) {
         let all = String::from_utf8(all).unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}: {all}");
         assert!(all.contains(word), "no {word:?}: {args:?}: {all}");
+    }
+}
+
+#[test]
+fn a_datastore_of_which_only_the_system_files_were_copied() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("copied");
+    fs::create_dir(&folder).unwrap();
+    for name in [".vh.sf", ".fdc.sf", ".fbb.sf", ".sbc.sf", ".pbc.sf", ".pb2.sf", ".jbc.sf"] {
+        let file = format!("{}::store/datastore1/{name}", arg(&demo()));
+        expect(0, ["export", &file, "--no-hash", "-o", arg(&folder.join(name))]);
+    }
+    for given in [folder.clone(), folder.join(".vh.sf")] {
+        let rows = records(1, ["scan", "--json", arg(&given)]);
+        let store = rows.iter().find(|row| row["record"] == "store" && row["kind"] == "VMFS-6.82").unwrap();
+        let place = format!("{}::store/{}", arg(&given), store["name"].as_str().unwrap());
+        // The root folder lies in a file block, so that its names are lost; what lies in descriptors is not.
+        let listed = records(1, ["ls", "--all", "--json", &place]);
+        let whole: Vec<_> = listed.iter().filter(|row| row["type"] == "file" && row["missing"] == 0).collect();
+        assert!(whole.len() > 10, "{listed:?}");
+        assert!(rows.iter().any(|row| row["code"] == "VMFS-SF-ONLY"), "{rows:?}");
     }
 }
 

@@ -20,6 +20,7 @@ pub mod header;
 pub mod lvm;
 pub mod resource;
 mod sweep;
+mod system;
 #[cfg(test)]
 mod tests;
 pub mod tree;
@@ -123,6 +124,13 @@ fn open_bare(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
         born: Some(i128::from(header.created).saturating_mul(1_000_000_000)),
     };
     let (lv, memo) = (Bytes::clone(bytes), memo.clone());
+    if system::is_head(&lv, &header) {
+        let wants = system::wants(&header);
+        // How long the volume is, only its bitmaps say.
+        let link = Link { len: 0, ..link };
+        let join = move |others: &[Option<Bytes>]| system::join(&lv, &header, others, &memo);
+        return Ok(Opened { link, wants, join: Box::new(join), findings: Vec::new(), facts });
+    }
     let join = move |_: &[Option<Bytes>]| {
         let volume = Volume::load(&lv, None, &memo)?;
         Ok(Content::Tree(Arc::new(Datastore::new(volume, Vec::new()))))

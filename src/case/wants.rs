@@ -29,6 +29,8 @@ pub(super) fn beside(case: &Case, item: &Item) -> Option<Beside> {
             store: Some(*store),
         }),
         Origin::Source(source) => host_folder(case, &source.path),
+        // What was recognised in a file that is no disk image lies where the file lies.
+        Origin::Inside(of) if case.items[*of].format.name == "raw" => beside(case, &case.items[*of]),
         Origin::Inside(_) | Origin::Volume { .. } => None,
     }
 }
