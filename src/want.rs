@@ -10,7 +10,7 @@ use crate::progress::Progress;
 use crate::ranges::BlockMap;
 use crate::source::Source;
 use rayon::prelude::*;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,8 +61,17 @@ pub fn domain(case: &Case, wants: &Wants, progress: &Progress) -> Domain {
         progress.add(1);
     });
     progress.finish();
+    // A rescue ends where its domain does, and the image shall be as long as the device.
+    for (source, map) in &need.sources {
+        if map.claimed_bytes() > 0 {
+            map.claim(source.len.saturating_sub(1)..source.len);
+        }
+    }
     Domain { sources: need.sources, lost: need.lost.into_inner() }
 }
+
+/// The items that are extents and members of others.
+type Parts = HashMap<ItemId, Vec<ItemId>>;
 
 /// The wanted, down to single nodes.
 #[derive(Debug, Default)]
@@ -78,12 +87,18 @@ struct Wanted {
 impl Wanted {
     fn of(case: &Case, wants: &Wants) -> Self {
         let mut wanted = Self::default();
+        let mut parts = Parts::new();
+        for (id, item) in case.items.iter().enumerate() {
+            if let Some(user) = item.used_by {
+                parts.entry(user).or_default().push(id);
+            }
+        }
         let mut open = wants.nodes.clone();
         let mut seen: HashSet<NodeId> = open.iter().copied().collect();
         while let Some(id) = open.pop() {
             let mut add = |id: NodeId, kind: Kind| {
                 if kind != Kind::Dir {
-                    wanted.add(case, id);
+                    wanted.add(case, &parts, id);
                 } else if seen.insert(id) {
                     open.push(id);
                 }
@@ -119,7 +134,7 @@ impl Wanted {
         wanted
     }
 
-    fn add(&mut self, case: &Case, id: NodeId) {
+    fn add(&mut self, case: &Case, parts: &Parts, id: NodeId) {
         if !self.content.insert(id) {
             return;
         }
@@ -128,6 +143,7 @@ impl Wanted {
         while let Some(item) = open.pop().filter(|item| self.items.insert(*item)) {
             let found = &case.items[item];
             open.extend(found.filled.iter().filter_map(|filled| filled.item));
+            open.extend(parts.get(&item).into_iter().flatten());
             match &found.origin {
                 Origin::File { store, entry, .. } => {
                     self.nodes.insert(crate::case::compose(*store, entry.id));

@@ -4,7 +4,7 @@ use crate::case::{Case, ItemId, Origin};
 use crate::source::Source;
 use std::collections::HashMap;
 use std::sync::Arc;
-use vdrecover_formats::{Layer, NodeId, Place, Tag, Trust, walk};
+use vdrecover_formats::{Bytes, Layer, NodeId, Place, Tag, Trust, walk};
 
 /// What a step is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +102,12 @@ impl Known {
                 known.add(&*item.bytes, Level::File, &store_path(case, *store, path));
             }
         }
+        // An extent is a layer of its own to the disk that it is a part of.
+        for (bytes, part) in extents(case) {
+            if let Origin::File { store, path, .. } = &case.items[part].origin {
+                known.add(&**bytes, Level::File, &store_path(case, *store, path));
+            }
+        }
         known
     }
 
@@ -162,6 +168,27 @@ impl Known {
             None => format!("node {:#x} of store/{}", id.0, text(&case.stores[store].name)),
         }
     }
+}
+
+/// What files of stores met the wants of images for bytes, each with the item that the file is.
+fn extents(case: &Case) -> Vec<(&Bytes, ItemId)> {
+    let mut files: HashMap<&[u8], Vec<ItemId>> = HashMap::new();
+    for (id, item) in case.items.iter().enumerate() {
+        if let (Origin::File { .. }, Some(name)) = (&item.origin, item.file_name()) {
+            files.entry(name).or_default().push(id);
+        }
+    }
+    let mut found = Vec::new();
+    for (id, item) in case.items.iter().enumerate() {
+        for (want, filled) in item.opened.wants.iter().zip(&item.filled) {
+            let (Some(hint), Some(bytes), None) = (&want.hint, &filled.bytes, filled.item) else { continue };
+            let name = hint.rsplit(|byte| matches!(byte, b'/' | b'\\')).next().unwrap_or(hint);
+            let named = files.get(name).map_or(&[][..], Vec::as_slice);
+            let used = named.iter().find(|part| case.items[**part].used_by == Some(id));
+            found.extend(used.map(|part| (bytes, *part)));
+        }
+    }
+    found
 }
 
 /// Bytes of a name as text.
