@@ -6,6 +6,8 @@
 
 mod chain;
 mod list;
+#[cfg(test)]
+mod tests;
 mod tops;
 
 pub use chain::{Level, Step};
@@ -18,17 +20,19 @@ use crate::source::Source;
 use anyhow::Result;
 use chain::{Chain, Known};
 use rayon::prelude::*;
+use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-pub(crate) use tops::{gaps, is_system};
 use tops::{Top, Tops};
+pub(crate) use tops::{gaps, is_system};
 use vdrecover_formats::cursor::same_layer;
 use vdrecover_formats::{Layer, Note, Place, State, Trust, Use, walk};
 
 /// Hits that are kept at once, about 100 bytes each.
 const MOST: usize = 1 << 20;
-/// Owners of one byte that are told one by one. No sound image comes near: a chain of 64 snapshots is one owner.
-const SHOWN: usize = 64;
+/// Owners of one byte that are told one by one. A packed unit of 2 MiB can have a thousand descriptors; where nothing
+/// is packed no sound image comes near.
+const SHOWN: usize = 2048;
 /// Packed units inside packed units: containers nest a few times, not more.
 const NESTED: usize = 8;
 /// A question is not cut further than that.
@@ -121,22 +125,31 @@ pub fn find(
     progress: &Progress,
     tell: &mut dyn FnMut(&Piece) -> Result<()>,
 ) -> Result<()> {
+    find_in(case, source, asked, MOST, progress, tell)
+}
+
+/// The same with at most about so many hits at once.
+fn find_in(
+    case: &Case,
+    source: &Arc<Source>,
+    asked: &RangeSet,
+    most: usize,
+    progress: &Progress,
+    tell: &mut dyn FnMut(&Piece) -> Result<()>,
+) -> Result<()> {
     let tops = Tops::of(case);
-    let search = Search { case, known: &tops.known, tops: &tops.all, source };
+    let search = Search { case, known: &tops.known, tops: &tops.all, source, most };
     progress.start("looking for owners", search.tops.len() as u64);
     let mut open = vec![asked.clone()];
     while let Some(asked) = open.pop() {
-        match search.hits(&asked, progress) {
-            Some(mut hits) => {
-                hits.sort_by(|a, b| (a.range.start, a.rank()).cmp(&(b.range.start, b.rank())));
-                for range in &asked {
-                    search.tell(range, &hits, tell)?;
-                }
-            }
-            None => {
-                let (first, second) = halves(&asked);
-                open.extend([second, first]);
-            }
+        let Some(mut hits) = search.hits(&asked, progress) else {
+            let (first, second) = halves(&asked);
+            open.extend([second, first]);
+            continue;
+        };
+        hits.sort_by_key(|hit| (hit.range.start, hit.rank()));
+        for range in &asked {
+            search.tell(range, &hits, tell)?;
         }
     }
     progress.finish();
@@ -148,7 +161,7 @@ fn halves(asked: &RangeSet) -> (RangeSet, RangeSet) {
     match asked.as_slice() {
         [range] => {
             let middle = range.start + (range.end - range.start) / 2;
-            (RangeSet::build(vec![range.start..middle]), RangeSet::build(vec![middle..range.end]))
+            (std::iter::once(range.start..middle).collect(), std::iter::once(middle..range.end).collect())
         }
         ranges => {
             let (first, second) = ranges.split_at(ranges.len() / 2);
@@ -172,12 +185,13 @@ struct Search<'a> {
     known: &'a Known,
     tops: &'a [Top],
     source: &'a Arc<Source>,
+    most: usize,
 }
 
 impl Search<'_> {
     /// All hits; `None` if they are too many and the question can be cut.
     fn hits(&self, asked: &RangeSet, progress: &Progress) -> Option<Vec<Hit>> {
-        let most = if asked.total() > SMALLEST { MOST } else { usize::MAX };
+        let most = if asked.total() > SMALLEST { self.most } else { usize::MAX };
         let mut hits = Vec::new();
         let mut add = |found: Vec<Vec<Hit>>| {
             hits.extend(found.into_iter().flatten());
@@ -222,7 +236,8 @@ impl Search<'_> {
                     let mut found = Vec::new();
                     let _ = disk.audit(*part, &mut |note| {
                         if let Note::Claim { layer, range, of: Use::Metadata | Use::Journal } = note {
-                            let name = || format!("{} metadata of {}", item.format.name, self.known.item(self.case, id));
+                            let name =
+                                || format!("{} metadata of {}", item.format.name, self.known.item(self.case, id));
                             self.claim(layer, range, Kind::Structure, &name, asked, most, &mut found);
                         }
                         if found.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -287,7 +302,7 @@ impl Search<'_> {
         sink: &mut dyn FnMut(Range<u64>, u64, Box<[u64]>),
     ) {
         let mut left = most;
-        let mut last: Option<(Range<u64>, u64, Vec<(*const (), u64)>)> = None;
+        let mut last: Option<(Range<u64>, u64, Way)> = None;
         let mut vias = Vec::new();
         let mut cursor = walk(layer, range);
         while let Some(run) = cursor.next() {
@@ -295,13 +310,15 @@ impl Search<'_> {
                 break;
             }
             if let Place::Coded(_) = run.place {
-                self.packed(&run.place, asked, &mut vias, &mut left, &mut |range, vias| sink(range, run.at, vias.into()));
+                self.packed(&run.place, asked, &mut vias, &mut left, &mut |range, vias| {
+                    sink(range, run.at, vias.into());
+                });
                 continue;
             }
             if !self.is_device(run.layer) {
                 continue;
             }
-            let way = || -> Vec<(*const (), u64)> {
+            let way = || -> Way {
                 let hops = cursor.path().iter();
                 hops.map(|hop| (std::ptr::from_ref(hop.layer).cast(), hop.offset.wrapping_sub(hop.at))).collect()
             };
@@ -357,7 +374,8 @@ impl Search<'_> {
 
     /// Whether a layer is the device that was asked about. With a mapfile what could not be read ends a layer above.
     fn is_device(&self, layer: &dyn Layer) -> bool {
-        same_layer(layer, &*self.source.bytes) || layer.tag().is_some_and(|tag| Some(tag) == self.known.tag(self.source))
+        same_layer(layer, &*self.source.bytes)
+            || layer.tag().is_some_and(|tag| Some(tag) == self.known.tag(self.source))
     }
 
     /// Cuts one range of the question where its owners change, and tells each piece.
@@ -395,13 +413,11 @@ impl Search<'_> {
             steps: vec![self.known.device(self.source, at)],
         });
         // Whoever is on the way to another owner is told with it.
-        let is_part = |i: usize| {
-            owners.iter().enumerate().any(|(j, other)| {
-                let (own, other) = (&owners[i].steps, &other.steps);
-                other.starts_with(own) && (other.len() > own.len() || j < i)
-            })
-        };
-        let last: Vec<bool> = (0..owners.len()).map(|i| !is_part(i)).collect();
+        let mut ways: HashSet<&[Step]> = HashSet::new();
+        for steps in owners.iter().map(|owner| &owner.steps) {
+            ways.extend((1..steps.len()).map(|len| &steps[..len]));
+        }
+        let last: Vec<bool> = owners.iter().map(|owner| ways.insert(&owner.steps)).collect();
         let best = owners.iter().zip(&last).filter(|(_, last)| **last).map(|(owner, _)| owner.kind).min();
         let tells = |kind: Kind| match kind {
             Kind::Data | Kind::Structure | Kind::Free => true,
@@ -410,7 +426,7 @@ impl Search<'_> {
         };
         let mut kept = last.into_iter();
         owners.retain(|owner| kept.next() == Some(true) && tells(owner.kind));
-        owners.sort_by(|a, b| (a.kind, a.state != State::Live).cmp(&(b.kind, b.state != State::Live)));
+        owners.sort_by_key(|owner| (owner.kind, owner.state != State::Live));
         owners
     }
 
@@ -443,6 +459,9 @@ impl Search<'_> {
         Some(Owner { kind, state, trust: chain.trust, packed, steps: chain.steps })
     }
 }
+
+/// The layers on a way down, each with how far its offsets are from those at the top.
+type Way = Vec<(*const (), u64)>;
 
 /// The parts of `asked` that lie in `range`.
 fn within(asked: &RangeSet, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {

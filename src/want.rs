@@ -125,8 +125,8 @@ impl Wanted {
                 if file.entry.kind == Kind::Dir || system {
                     wanted.nodes.insert(id);
                 }
-                // Small files lie in there, and can be gigabytes.
-                if wants.metadata && system && file.path != b".sbc.sf" && store.item.is_some() {
+                // Descriptors of what was deleted; nobody claims them.
+                if wants.metadata && file.path == b".fdc.sf" && store.item.is_some() {
                     wanted.content.insert(id);
                 }
             }
@@ -238,8 +238,9 @@ impl Need<'_> {
                 let _ = store.tree.audit(part, &mut |note| {
                     if let Note::Claim { layer, range, of } = note {
                         let needed = match of {
-                            Use::Metadata | Use::Journal => true,
-                            Use::Node { part: Part::Frame | Part::System | Part::Folder, .. } => true,
+                            Use::Metadata
+                            | Use::Journal
+                            | Use::Node { part: Part::Frame | Part::System | Part::Folder, .. } => true,
                             Use::Node { id, .. } => all || wanted.nodes.contains(&crate::case::compose(index, id)),
                             Use::Data(_) => false,
                         };

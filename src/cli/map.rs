@@ -147,7 +147,10 @@ fn wanted(command: &Command, output: &Path, global: &Global, out: &mut Out) -> R
         tell(source, map, name, out)?;
     }
     if domain.lost > 0 {
-        out.error(&format!("{} bytes of what is wanted have no known place: a table that maps them is lost", domain.lost));
+        out.error(&format!(
+            "{} bytes of what is wanted have no known place: a table that maps them is lost",
+            domain.lost
+        ));
     }
     Ok(Outcome::doubt_if(domain.lost > 0))
 }

@@ -36,7 +36,7 @@ pub(super) struct Command {
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let asked = match (&command.list, command.offset) {
         (Some(list), _) if command.unit > 0 => owner::read_list(list, command.unit)?,
-        (None, Some(at)) if command.length > 0 => RangeSet::build(vec![at..at.saturating_add(command.length)]),
+        (None, Some(at)) if command.length > 0 => std::iter::once(at..at.saturating_add(command.length)).collect(),
         _ => bail!("nothing is asked: a length or unit of 0"),
     };
     if command.image.is_dir() {
@@ -52,6 +52,9 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let mut sums = Sums::new(&case);
     owner::find(&case, source, &inside, &progress, &mut |piece| show(piece, &mut sums, out))?;
     sums.show(out)?;
+    if asked.is_empty() {
+        out.hint("the list names no place: nothing failed");
+    }
     let outside = asked.total() - inside.total();
     if outside > 0 {
         out.hint(&format!("{outside} bytes of what is asked are behind the end of {}", command.image.display()));

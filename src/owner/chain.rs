@@ -7,7 +7,7 @@ use std::sync::Arc;
 use vdrecover_formats::{Bytes, Layer, NodeId, Place, Tag, Trust, walk};
 
 /// What a step is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Level {
     /// An input.
     Device,
@@ -39,7 +39,7 @@ impl Level {
 }
 
 /// One level on the way.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Step {
     /// What it is.
     pub level: Level,

@@ -94,11 +94,10 @@ mod tests {
 
     #[test]
     fn numbers_and_ranges() {
-        assert_eq!(read("# bad\n7\n 8 # next\n0x10-0x1F\n40+2\n\n", 512).unwrap(), [
-            3584..4608,
-            8192..16384,
-            20480..21504
-        ]);
+        assert_eq!(
+            read("# bad\n7\n 8 # next\n0x10-0x1F\n40+2\n\n", 512).unwrap(),
+            [3584..4608, 8192..16384, 20480..21504]
+        );
         assert_eq!(read("4K\n1-1\n", 1).unwrap(), [1..2, 4096..4097]);
         assert_eq!(read("", 1).unwrap(), []);
     }

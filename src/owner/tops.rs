@@ -191,7 +191,7 @@ fn own_files(case: &Case) -> Vec<(Vec<u8>, Entry)> {
     // Of the names that a disk has, the one of the machine as it is now comes first.
     found.sort_by_key(|(path, _)| {
         let top = [&b"vms/"[..], b"disks/", b"files/"].iter().position(|top| path.starts_with(top));
-        (top, path.iter().filter(|byte| **byte == b'/').count())
+        (top, path.split(|byte| *byte == b'/').count())
     });
     found
 }
