@@ -4,6 +4,7 @@ use crate::case::{Case, Noted};
 use crate::progress::Progress;
 use crate::ranges::RangeSet;
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use vdrecover_formats::{Find, Finding, Layer, NodeId, Note, Place, Tree, Trust, Use, walk};
 
@@ -127,10 +128,14 @@ fn push_down(layer: &dyn Layer, range: Range<u64>, sources: &mut Vec<(u32, Range
     }
 }
 
-/// Blocks that two nodes hold: at most one of them can be right.
+/// Pairs of nodes that are told one by one.
+const PAIRS: usize = 1000;
+
+/// Blocks that two nodes hold: at most one of them can be right. One finding for each pair, however many blocks.
 fn shared(mut data: Vec<(Range<u64>, NodeId)>) -> Vec<Finding> {
     data.sort_unstable_by_key(|(range, node)| (range.start, range.end, *node));
-    let mut findings = Vec::new();
+    let mut pairs: BTreeMap<(NodeId, NodeId), (Range<u64>, u64)> = BTreeMap::new();
+    let mut more: u64 = 0;
     let mut last: Option<(Range<u64>, NodeId)> = None;
     for (range, node) in data {
         if let Some((before, other)) = &last
@@ -138,12 +143,56 @@ fn shared(mut data: Vec<(Range<u64>, NodeId)>) -> Vec<Finding> {
             && range.start < before.end
         {
             let both = range.start..range.end.min(before.end);
-            let text = format!("{} bytes belong to nodes {:#x} and {:#x}", both.end - both.start, other.0, node.0);
-            findings.push(Finding::new("CLAIM-SHARED", both, Trust::Doubtful, text));
+            let len = both.end - both.start;
+            let pair = (node.min(*other), node.max(*other));
+            if let Some((span, sum)) = pairs.get_mut(&pair) {
+                (span.end, *sum) = (span.end.max(both.end), *sum + len);
+            } else if pairs.len() < PAIRS {
+                pairs.insert(pair, (both, len));
+            } else {
+                more += len;
+            }
         }
         if last.as_ref().is_none_or(|(before, _)| range.end > before.end) {
             last = Some((range, node));
         }
     }
+    let mut pairs: Vec<_> = pairs.into_iter().collect();
+    pairs.sort_by_key(|(pair, (span, _))| (span.start, *pair));
+    let mut findings: Vec<Finding> = pairs
+        .into_iter()
+        .map(|((a, b), (span, sum))| {
+            let text = format!("{sum} bytes belong to nodes {:#x} and {:#x}", a.0, b.0);
+            Finding::new("CLAIM-SHARED", span, Trust::Doubtful, text)
+        })
+        .collect();
+    if more > 0 {
+        let text = format!("{more} bytes more belong to two nodes each, in other pairs than the {PAIRS} told");
+        findings.push(Finding::new("CLAIM-SHARED", 0..0, Trust::Doubtful, text));
+    }
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_that_shares_many_blocks_is_one_finding() {
+        let mut data: Vec<(Range<u64>, NodeId)> = Vec::new();
+        for block in 0..100_u64 {
+            data.extend([(block * 10..block * 10 + 10, NodeId(7)), (block * 10..block * 10 + 4, NodeId(3))]);
+        }
+        data.push((2000..2010, NodeId(3)));
+        let told: Vec<_> = shared(data).into_iter().map(|finding| (finding.range, finding.text)).collect();
+        assert_eq!(told, [(0..994, "400 bytes belong to nodes 0x3 and 0x7".to_owned())]);
+    }
+
+    #[test]
+    fn pairs_are_bounded() {
+        let data = (0..3000_u64).flat_map(|i| [(i * 8..i * 8 + 8, NodeId(i)), (i * 8..i * 8 + 8, NodeId(i + 10_000))]);
+        let found = shared(data.collect());
+        assert_eq!(found.len(), PAIRS + 1);
+        assert!(found[PAIRS].text.starts_with("16000 bytes more"), "{}", found[PAIRS].text);
+    }
 }

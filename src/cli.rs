@@ -7,6 +7,7 @@ mod ls;
 mod map;
 mod mount;
 mod out;
+mod owner;
 mod recover;
 mod scan;
 mod trace;
@@ -108,10 +109,12 @@ enum Command {
     Recover(recover::Command),
     /// Show everything as a read-only file system
     Mount(mount::Command),
-    /// Where each range of a file or disk lives, and what is zero, hole or lost
+    /// Where each range of a file or disk lives; with --want, what of the device a rescue should read first
     Map(map::Command),
     /// Follow one byte down to the device
     Trace(trace::Command),
+    /// Who has a byte of the device: volume, file, VM, guest disk, structure, or nobody
+    Owner(owner::Command),
     /// The formats that are recognised
     Formats,
 }
@@ -156,6 +159,7 @@ fn run(cli: &Cli, out: &mut Out) -> Result<Outcome> {
         Command::Mount(command) => mount::run(command, global, out),
         Command::Map(command) => map::run(command, global, out),
         Command::Trace(command) => trace::run(command, global, out),
+        Command::Owner(command) => owner::run(command, global, out),
         Command::Formats => info::formats(out),
     }
 }

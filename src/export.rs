@@ -29,6 +29,7 @@ use crate::stdout::Stdout;
 use anyhow::Context as _;
 use slot::Slot;
 use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use vdrecover_formats::{Finding, Gap, Layer, Trust};
@@ -167,4 +168,30 @@ pub fn export(
             job::to_pipe(layer, &mut out, path, evidence, options, progress)
         }
     }
+}
+
+/// Writes a small output as a whole. It has another name until it is done.
+pub fn write_small(
+    path: &Path,
+    evidence: &Evidence,
+    force: bool,
+    write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
+) -> anyhow::Result<()> {
+    evidence.check(path)?;
+    let other = std::fs::metadata(path).is_ok_and(|meta| !meta.is_file());
+    anyhow::ensure!(!other, "{} is there and no file; name a file to be made", path.display());
+    let slot = Slot::at(path, evidence)?;
+    if slot.exists() && !force {
+        return Err(Refused::Exists(path.to_path_buf()).into());
+    }
+    let file = slot.lock_part()?;
+    let mut out = io::BufWriter::new(&file);
+    let done = file.set_len(0).and_then(|()| write(&mut out)).and_then(|()| out.flush()).and_then(|()| file.sync_all());
+    if let Err(error) = done {
+        slot.remove_part();
+        return Err(refused::classify(error, path, 0, 0));
+    }
+    slot.commit(force)?;
+    slot.sync_dir();
+    Ok(())
 }

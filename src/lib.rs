@@ -14,6 +14,7 @@ pub mod mapfile;
 pub mod mount;
 pub mod number;
 pub mod ordered;
+pub mod owner;
 pub mod progress;
 pub mod ranges;
 pub mod report;
@@ -22,3 +23,4 @@ pub mod stdout;
 pub mod sweep;
 #[cfg(test)]
 mod testing;
+pub mod want;

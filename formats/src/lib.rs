@@ -46,7 +46,7 @@ pub use format::Format;
 pub use layer::{Bytes, Fault, Gap, Layer, Loss, Place, Run, Tag, Trust, Unit, Why};
 pub use link::{Content, Join, Link, Opened, Role, Want};
 pub use memo::{Block, Memo, Pool};
-pub use note::{Finding, Note, Sink, Use};
+pub use note::{Finding, Note, Part, Sink, Use};
 pub use read::{Seen, read, read_exact, read_vec};
 pub use table::FORMATS;
 pub use tree::{Entry, Find, Kind, Named, Node, NodeId, Search, State, Tree};

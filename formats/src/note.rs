@@ -35,10 +35,54 @@ pub enum Note<'a> {
 pub enum Use {
     /// Structures of the format.
     Metadata,
+    /// A structure of one node.
+    Node {
+        /// The node that it makes.
+        id: NodeId,
+        /// Which of its structures.
+        part: Part,
+    },
     /// Content of a node.
     Data(NodeId),
     /// A journal.
     Journal,
+}
+
+impl Use {
+    /// Whether it is a structure, of the format or of a node.
+    #[must_use]
+    pub fn is_metadata(self) -> bool {
+        matches!(self, Self::Metadata | Self::Node { .. })
+    }
+}
+
+/// Structures that a node has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// What describes it: its inode.
+    Descriptor,
+    /// Tables that say where its content lies.
+    Pointers,
+    /// The entries of a folder.
+    Folder,
+    /// The content of a file that is itself a structure of the format.
+    System,
+    /// What divides such a file up: headers and bitmaps.
+    Frame,
+}
+
+impl Part {
+    /// The stable lower-case word of reports and JSON.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Descriptor => "descriptor",
+            Self::Pointers => "pointer block",
+            Self::Folder => "folder",
+            Self::System => "system file",
+            Self::Frame => "headers and bitmaps",
+        }
+    }
 }
 
 /// An observation. States what was seen, not what it might mean.

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use vdrecover_formats::laws::{Effort, check_laws};
 use vdrecover_formats::{
-    Bytes, Content, Fault, Kind, Layer, Place, Pool, Run, State, Tree, Trust, Use, Why, read, read_vec, vmfs, walk,
+    Bytes, Content, Fault, Kind, Layer, Place, Pool, Run, State, Tree, Trust, Why, read, read_vec, vmfs, walk,
 };
 use vmfs_support::{MIB, Sparse, all, audit, find, finds, image, list, open, tree};
 
@@ -88,7 +88,7 @@ fn metadata(image: &Arc<Sparse>) -> Vec<u64> {
     let heads = [0x10_0000, 0x10_0200, 0x10_1000, 0x18_0200, 0x18_1000, 0x18_0600, 0x18_2000, LV + 0x20_0000];
     let mut sectors: Vec<u64> = heads.iter().map(|at| at / 512).collect();
     for (range, of) in audit(&*tree, image).claims {
-        let range = if of == Use::Metadata { range } else { 0..0 };
+        let range = if of.is_metadata() { range } else { 0..0 };
         let all = (range.start..range.end).step_by(512).map(|at| (LV + at) / 512);
         sectors.extend(all.filter(|at| sector(image, *at).iter().any(|byte| *byte != 0)));
     }
@@ -225,7 +225,7 @@ fn a_bad_pointer_block_costs_what_it_maps() {
         let len = blocks * 512;
         let table = claims
             .iter()
-            .find(|(range, of)| *of == Use::Metadata && range.end - range.start == len && is_table(range.start));
+            .find(|(range, of)| of.is_metadata() && range.end - range.start == len && is_table(range.start));
         let table = LV + table.unwrap_or_else(|| panic!("{name}: no pointer block")).0.start;
 
         // One bad sector costs the pointers in it and no others.

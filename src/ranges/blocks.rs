@@ -90,6 +90,11 @@ impl BlockMap {
         self.ranges(Plane::Claimed, false)
     }
 
+    /// Ranges that something claimed, ascending, in whole blocks.
+    pub fn claimed(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+        self.ranges(Plane::Claimed, true)
+    }
+
     /// Ranges that were claimed more than once, ascending, in whole blocks.
     pub fn shared(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.ranges(Plane::Shared, true)

@@ -12,7 +12,7 @@ use super::tree::Datastore;
 use super::volume::Volume;
 use crate::error::Error;
 use crate::layer::{Layer, Place, Trust, Why};
-use crate::note::{Finding, Note, Sink, Use};
+use crate::note::{Finding, Note, Part, Sink, Use};
 use crate::num::{narrow, wide};
 use crate::tree::{Kind, NodeId, State};
 use std::ops::{ControlFlow, Range};
@@ -100,7 +100,8 @@ impl Datastore {
             self.claim_frame(resource, sink)?;
         }
         if let Some(resource) = fbb {
-            self.claim(&*resource.file, 0..resource.file.len(), Use::Metadata, sink)?;
+            let of = structure(resource.file.descriptor(), Part::System);
+            self.claim(&*resource.file, 0..resource.file.len(), of, sink)?;
         }
         if let Some(resource) = jbc {
             for cluster in 0..resource.clusters() {
@@ -124,11 +125,12 @@ impl Datastore {
     /// What of a resource file is not the body of a resource.
     fn claim_frame(&self, resource: &Resource, sink: Sink<'_>) -> ControlFlow<()> {
         let len = resource.file.len();
-        self.claim(&*resource.file, 0..resource.group(0).min(len), Use::Metadata, sink)?;
+        let of = structure(resource.file.descriptor(), Part::Frame);
+        self.claim(&*resource.file, 0..resource.group(0).min(len), of, sink)?;
         for group in 0..resource.groups() {
             let start = resource.group(group);
             let end = start.saturating_add(resource.headers_len()).min(len);
-            self.claim(&*resource.file, start..end, Use::Metadata, sink)?;
+            self.claim(&*resource.file, start..end, of, sink)?;
         }
         ControlFlow::Continue(())
     }
@@ -293,12 +295,12 @@ impl Datastore {
             Shape::Resident => fd.at..fd.content_at,
             _ => self.whole(fd),
         };
-        sink(Note::Claim { layer: lv, range: own, of: Use::Metadata })?;
+        sink(Note::Claim { layer: lv, range: own, of: structure(fd, Part::Descriptor) })?;
         let file = self.volume.file(fd.clone());
         let mut flow = ControlFlow::Continue(());
         let survey = file.survey(&mut |range| {
             if flow.is_continue() {
-                flow = sink(Note::Claim { layer: lv, range, of: Use::Metadata });
+                flow = sink(Note::Claim { layer: lv, range, of: structure(fd, Part::Pointers) });
             }
         });
         flow?;
@@ -318,8 +320,8 @@ impl Datastore {
             return ControlFlow::Continue(());
         }
         let of = match fd.node_kind() {
-            Kind::Dir => Use::Metadata,
-            _ if fd.kind == Type::System => Use::Metadata,
+            Kind::Dir => structure(fd, Part::Folder),
+            _ if fd.kind == Type::System => structure(fd, Part::System),
             _ => Use::Data(NodeId(fd.address.0.into())),
         };
         self.audit_data(fd, &file, of, sink)
@@ -420,6 +422,11 @@ impl Datastore {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// A structure of a descriptor's node.
+fn structure(fd: &Descriptor, part: Part) -> Use {
+    Use::Node { id: NodeId(fd.address.0.into()), part }
 }
 
 /// The sink broke off.
