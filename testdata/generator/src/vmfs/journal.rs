@@ -5,9 +5,11 @@
 //! 32 bytes of its own; records run on across pages and say in which pieces their bytes lie. Checksums and the
 //! transaction records between them are not understood and left out.
 
-use super::resource::{MDA, Pool, put16, put32, put64};
-use super::{HEARTBEAT_GENERATION, HOST_UUID, Vmfs, address, heartbeat_at};
+use super::resource::{Pool, put16, put32, put64};
+use super::{HEARTBEAT_GENERATION, HOST_UUID, Vmfs, address};
 
+/// Whether pages grow with the alignment of metadata is not known.
+const PAGE: u64 = 4096;
 const PAGE_HEAD: u64 = 32;
 const RECORD_HEAD: u64 = 0x40;
 const FIRST_PAGE: u64 = 0x1000;
@@ -34,7 +36,7 @@ impl Vmfs {
             let size = self.spec.file_block_size;
             (n * size, size, self.addresses.file_block(n, false))
         };
-        let slot = heartbeat_at(six);
+        let slot = self.shape.heartbeat_at();
         let mut heartbeat = self.volume.read(slot, 512);
         put32(&mut heartbeat, 0, 0xABCD_EF02);
         put64(&mut heartbeat, 0x0C, HEARTBEAT_GENERATION);
@@ -51,7 +53,7 @@ impl Vmfs {
             head[0x20..0x24].copy_from_slice(b"HJ6J");
             put64(&mut head, 0x204, lv);
             self.volume.write(lv, &head);
-            for page in (FIRST_PAGE..len).step_by(MDA as usize) {
+            for page in (FIRST_PAGE..len).step_by(PAGE as usize) {
                 self.volume.write(lv + page, b"TO6J\xFF\xFF");
             }
             next = FIRST_PAGE + PAGE_HEAD;
@@ -84,22 +86,22 @@ impl Vmfs {
     }
 
     fn log6(&mut self, journal: &mut Journal, target: u64, bytes: &[u8]) {
-        let page_of = |at: u64| at / MDA;
+        let page_of = |at: u64| at / PAGE;
         // A record's head does not straddle pages.
         if page_of(journal.next) != page_of(journal.next + RECORD_HEAD) {
-            journal.next = page_of(journal.next + RECORD_HEAD) * MDA + PAGE_HEAD;
+            journal.next = page_of(journal.next + RECORD_HEAD) * PAGE + PAGE_HEAD;
         }
         let start = journal.next;
         let mut pieces = Vec::new();
         let mut at = start + RECORD_HEAD;
         let mut done = 0;
         while done < bytes.len() {
-            let len = ((MDA - at % MDA) as usize).min(bytes.len() - done);
+            let len = ((PAGE - at % PAGE) as usize).min(bytes.len() - done);
             self.volume.write(journal.lv + at, &bytes[done..done + len]);
             pieces.push((at, len as u64));
             done += len;
             at += len as u64;
-            if at.is_multiple_of(MDA) {
+            if at.is_multiple_of(PAGE) {
                 at += PAGE_HEAD;
             }
         }
@@ -121,8 +123,8 @@ impl Vmfs {
         for page in page_of(start)..=page_of(at - 1) {
             let mut number = vec![0; 2];
             put16(&mut number, 0, page as u16);
-            self.volume.write(journal.lv + page * MDA + 4, &number);
-            self.volume.write(journal.lv + page * MDA + 16, &1u64.to_le_bytes());
+            self.volume.write(journal.lv + page * PAGE + 4, &number);
+            self.volume.write(journal.lv + page * PAGE + 16, &1u64.to_le_bytes());
         }
         journal.next = at;
     }

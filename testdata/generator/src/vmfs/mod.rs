@@ -36,11 +36,6 @@ const HOST_ADDRESS: &str = "192.0.2.21";
 pub(crate) const HEARTBEAT_GENERATION: u64 = 5;
 const ROOT: u32 = 4;
 
-/// Position of the one heartbeat slot that was ever used.
-pub(crate) fn heartbeat_at(six: bool) -> u64 {
-    if six { 0x34_0000 } else { 0x34_2000 }
-}
-
 /// VMFS version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -62,6 +57,10 @@ pub struct VmfsSpec {
     pub extents: Vec<u64>,
     /// Bytes of a file block: 1 MiB, or on VMFS5 also 512 KiB to 8 MiB.
     pub file_block_size: u64,
+    /// VMFS6 only: bytes of a unit of metadata. Only 4096 was observed; what 8192 to 65536 change follows from sources.
+    pub metadata_alignment: u64,
+    /// Bytes of a sector of the devices: 512, or 4096 as on native 4K disks, which was not observed.
+    pub sector_size: u32,
     /// VMFS5 only: 8 KiB sub-blocks instead of 32 KiB.
     pub dense_sub_blocks: bool,
     /// Datastore name.
@@ -93,6 +92,8 @@ impl VmfsSpec {
             local: false,
             extents: vec![device_len],
             file_block_size: 1 << 20,
+            metadata_alignment: 4096,
+            sector_size: 512,
             dense_sub_blocks: true,
             label: "datastore1".into(),
             descriptors: None,

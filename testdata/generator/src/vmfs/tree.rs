@@ -129,7 +129,7 @@ impl Vmfs {
         let entry_lv = (address != ROOT).then(|| {
             let (parent, name) = self.parent_of(path);
             self.sync_directory(parent);
-            let at = self.directory(parent).entry_at(name.as_bytes(), self.six());
+            let at = self.directory(parent).entry_at(name.as_bytes(), self.shape);
             let parent = self.node(parent);
             let block = parent.blocks.iter().find(|b| (b.offset..b.offset + b.len).contains(&at));
             block.map_or_else(|| panic!("{path} has no entry on disk"), |b| b.lv + at - b.offset)
@@ -183,8 +183,7 @@ impl Vmfs {
 
     /// Writes a directory's file, taking blocks as it has grown.
     pub(super) fn sync_directory(&mut self, address: u32) {
-        let six = self.six();
-        let (bytes, len) = self.directory(address).encode(six, address == ROOT);
+        let (bytes, len) = self.directory(address).encode(self.shape, address == ROOT);
         self.node_mut(address).fd.len = len;
         let mut node = self.nodes.remove(&address).unwrap_or_else(|| panic!("no descriptor {address:#x}"));
         self.reserve(&mut node, bytes.len() as u64, len);
@@ -279,11 +278,11 @@ impl Vmfs {
             self.write_descriptor(&fd);
             let lv = self.descriptor_lv(fd.address);
             // Observed: the lock and the rest are logged as records of their own.
-            let half = if self.six() { self.shape.size() / 2 } else { 512 };
+            let half = self.shape.md;
             self.log(lv + half, self.shape.size() - half);
             self.sync_directory(parent);
-            let at = self.directory(parent).entry_at(&name, self.six());
-            let unit = if self.six() { 4096 } else { 512 };
+            let at = self.directory(parent).entry_at(&name, self.shape);
+            let unit = self.shape.md;
             let blocks = &self.node(parent).blocks;
             let of = |at: u64| blocks.iter().find(|b| (b.offset..b.offset + b.len).contains(&at));
             let block = of(at).copied();
