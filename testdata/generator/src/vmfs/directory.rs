@@ -2,8 +2,10 @@
 
 use super::FileType;
 use super::descriptor::Shape;
+use super::parts::What;
 use super::resource::{put16, put32, put64};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Bytes of a VMFS5 entry.
 pub(crate) const ENTRY5: u64 = 140;
@@ -123,6 +125,30 @@ impl Directory {
     pub(crate) fn entry_at(&self, name: &[u8], shape: Shape) -> u64 {
         let slot = self.slot_of(name) as u64;
         if shape.six { Blocks::of(shape.md).slot_at(slot) } else { (slot + 2) * ENTRY5 }
+    }
+
+    /// What each range of the directory file is.
+    pub(crate) fn layout(&self, shape: Shape, root: bool) -> Vec<(What, Range<u64>)> {
+        if !shape.six {
+            let entries = self.entries().count() as u64 + 2;
+            return vec![(What::Entries, 0..entries * ENTRY5)];
+        }
+        let of = Blocks::of(shape.md);
+        let entry_blocks = (self.slots.len() as u64).div_ceil(of.slots);
+        let (_, groups) = self.hash_table(of, root, 1 + entry_blocks);
+        let link_blocks = groups.len().div_ceil(of.groups) as u64;
+        let table = TABLE as u64;
+        let mut parts = vec![(What::DirectoryHeader, 0..table), (What::HashTable, table..table + 4 * TABLE_SLOTS)];
+        for block in 0..1 + entry_blocks + link_blocks {
+            let what = match block {
+                0 => What::AllocationMap,
+                n if n <= entry_blocks => What::Entries,
+                _ => What::Links,
+            };
+            let at = HEADER6 + block * of.md;
+            parts.push((what, at..at + of.md));
+        }
+        parts
     }
 
     /// The directory file: its bytes, and how many of them count as its length.

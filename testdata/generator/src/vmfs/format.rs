@@ -11,7 +11,7 @@ use super::{
 use crate::Device;
 use std::collections::BTreeMap;
 
-const FS_HEADER: u64 = 0x20_0000;
+pub(super) const FS_HEADER: u64 = 0x20_0000;
 const UNMAP_RECORDS: u64 = 1024;
 const JOURNAL_BLOCK: u64 = 2 << 20;
 
@@ -344,6 +344,30 @@ impl Vmfs {
         self.shape.md.min(GROUPS_AT / 2)
     }
 
+    /// Whether a pool's clusters are made of another's blocks.
+    fn is_child(&self, pool: Pool) -> bool {
+        self.six() && pool == Pool::FileBlock
+    }
+
+    /// Where the header of a pool lies in its resource file.
+    pub(super) fn resource_header_at(&self, pool: Pool) -> u64 {
+        if self.is_child(pool) { self.child_header_at() } else { 0 }
+    }
+
+    /// Where the header of a cluster lies in its resource file.
+    pub(super) fn cluster_header_at(&self, pool: Pool, cluster: u64) -> u64 {
+        if self.is_child(pool) {
+            return self.pool(Pool::LargeFileBlock).body_at(cluster);
+        }
+        self.pool(pool).header_at(cluster)
+    }
+
+    /// The clusters whose headers are on disk.
+    pub(super) fn clusters_written(&self, resource: &Resource) -> Vec<u64> {
+        let all = self.spec.all_cluster_headers;
+        (0..resource.clusters()).filter(|&c| all || c < 8 || resource.is_cluster_used(c)).collect()
+    }
+
     /// Headers of all resource files and of their clusters.
     pub(super) fn write_resources(&mut self) {
         let six = self.six();
@@ -360,24 +384,19 @@ impl Vmfs {
                 continue;
             };
             let mut header = resource.file_header();
-            let mut header_at = 0;
             if six && pool == Pool::LargeFileBlock {
                 put32(&mut header, 0x34, self.child_header_at() as u32);
             }
             let parent = self.pools.get(&Pool::LargeFileBlock).cloned().filter(|_| pool == Pool::FileBlock);
             if let Some(parent) = &parent {
-                header_at = self.child_header_at();
                 put32(&mut header, 0x38, parent.per_cluster as u32);
                 put32(&mut header, 0x3C, parent.clusters_per_group as u32);
                 put32(&mut header, 0x40, parent.group_size() as u32);
                 put32(&mut header, 0x54, resource.clusters() as u32);
             }
-            self.write_system(number, header_at, &header);
-            for cluster in 0..resource.clusters() {
-                if !self.spec.all_cluster_headers && cluster >= 8 && !resource.is_cluster_used(cluster) {
-                    continue;
-                }
-                let at = parent.as_ref().map_or_else(|| resource.header_at(cluster), |p| p.body_at(cluster));
+            self.write_system(number, self.resource_header_at(pool), &header);
+            for cluster in self.clusters_written(&resource) {
+                let at = self.cluster_header_at(pool, cluster);
                 let lv = self.system_lv(number, at);
                 let record = resource.cluster_header(cluster, lv);
                 self.write_system(number, at, &record);

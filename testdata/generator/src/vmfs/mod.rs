@@ -6,19 +6,26 @@
 
 mod address;
 mod content;
+mod crash;
 mod data;
 mod descriptor;
 mod directory;
 mod format;
 mod journal;
+mod parts;
+mod remains;
 mod resource;
 mod tree;
 mod volume;
 
 pub use address::BlockKind;
 pub use content::{Addressing, Allocation, Content, Layout, Placement, pattern};
+pub use crash::{Crash, Crashed};
 pub use descriptor::FileType;
 pub use directory::name_hash;
+pub use parts::{By, Hangs, Part, PoolKind, What};
+pub use remains::{Fate, Remains};
+pub use tree::Left;
 
 use crate::Device;
 use address::Addresses;
@@ -355,6 +362,12 @@ impl Vmfs {
     /// Writes everything that is still outstanding and gives the devices.
     #[must_use]
     pub fn finish(mut self) -> Vec<Device> {
+        self.sync();
+        self.volume.into_devices()
+    }
+
+    /// Writes everything that is still outstanding: directories, descriptors, and the headers of all clusters.
+    pub fn sync(&mut self) {
         let all: Vec<u32> = self.nodes.keys().copied().collect();
         for fd in &all {
             if self.nodes[fd].directory.is_some() {
@@ -366,6 +379,5 @@ impl Vmfs {
             self.write_descriptor(&fd);
         }
         self.write_resources();
-        self.volume.into_devices()
     }
 }

@@ -4,6 +4,7 @@
 //! device sets another 16 MiB aside.
 
 use crate::Device;
+use std::ops::Range;
 
 /// Bytes of one physical extent.
 pub(crate) const PE: u64 = 256 << 20;
@@ -121,6 +122,30 @@ impl Volume {
         }
     }
 
+    /// Copies bytes of another volume of the same devices, if they are not the same.
+    pub(crate) fn copy(&mut self, other: &Self, lv: u64, len: u64) {
+        let mut at = lv;
+        while at < lv + len {
+            let part = (lv + len - at).min(1 << 20);
+            let bytes = other.read(at, part as usize);
+            if bytes != self.read(at, part as usize) {
+                self.write(at, &bytes);
+            }
+            at += part;
+        }
+    }
+
+    /// Makes bytes of the volume zero.
+    pub(crate) fn zero(&mut self, lv: u64, len: u64) {
+        let mut at = lv;
+        while at < lv + len {
+            let part = (PE - at % PE).min(lv + len - at);
+            let (n, pos) = self.locate(at);
+            self.extents[n].device.zero(pos..pos + part);
+            at += part;
+        }
+    }
+
     /// Reads bytes back from a volume position.
     pub(crate) fn read(&self, lv: u64, len: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(len);
@@ -131,6 +156,24 @@ impl Volume {
             out.extend(self.extents[n].device.read(pos, part));
         }
         out
+    }
+
+    /// Where LVM's header, its volume table and the data behind all begin, for each device.
+    pub(crate) fn metadata(&self, md: u64) -> Vec<(u64, u64, u64)> {
+        self.extents.iter().map(|_| (HEADER, HEADER + md, DATA)).collect()
+    }
+
+    /// Bytes of the volume that lie in a range of a device.
+    pub(crate) fn logical(&self, device: usize, range: Range<u64>) -> Vec<Range<u64>> {
+        let extent = &self.extents[device];
+        let (len, base) = (extent.pes * PE, extent.first_pe * PE);
+        let spans = (0..len.div_ceil(SPAN)).map(|span| {
+            let data = span * SPAN..len.min((span + 1) * SPAN);
+            let from = device_at(data.start);
+            let inside = |at: u64| data.start + at.clamp(from, from + data.end - data.start) - from;
+            base + inside(range.start)..base + inside(range.end)
+        });
+        spans.filter(|range| !range.is_empty()).collect()
     }
 
     /// The finished devices in order.
