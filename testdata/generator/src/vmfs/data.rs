@@ -124,8 +124,9 @@ impl Vmfs {
         }
         let blocks = len.div_ceil(self.spec.file_block_size);
         let per_block = self.pointer_block_len() / self.shape.pointer_size();
+        let resident = !self.shape.three && len <= self.shape.resident_max();
         let plain = layout.to_be_zeroed.is_empty() && layout.allocation != Allocation::LazyThick;
-        if plain && len <= self.shape.resident_max() {
+        if plain && resident {
             Addressing::Resident
         } else if plain && len <= self.sub_block_size {
             Addressing::SubBlock
@@ -134,6 +135,7 @@ impl Vmfs {
         } else if blocks <= self.shape.slots() * per_block {
             Addressing::Single
         } else {
+            assert!(!self.shape.three, "VMFS3 has no file of {len} bytes");
             Addressing::Double
         }
     }

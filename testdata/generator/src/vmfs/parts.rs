@@ -207,7 +207,9 @@ impl Vmfs {
         // What leads into a resource file goes first; each leads only into those after it.
         for number in [6, 3, 4, 2] {
             let address = address::descriptor(0, number);
-            let node = &self.nodes[&address];
+            let Some(node) = self.nodes.get(&address) else {
+                continue;
+            };
             for (gone, by) in self.hanging(address, node, &lost) {
                 if by == By::Data {
                     continue;
