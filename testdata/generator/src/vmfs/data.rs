@@ -158,7 +158,7 @@ impl Vmfs {
         // Observed: thin disks carry flag 1 in the owner table of a small file block cluster.
         let flag = u16::from(layout.allocation == Allocation::Thin && fd.len > 1 << 30);
         let mut state = match layout.placement {
-            Placement::Contiguous | Placement::From(_) => 0,
+            Placement::Contiguous | Placement::From(_) | Placement::Gapped(_) => 0,
             Placement::Shuffled(seed) => seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
         };
         let pool = if in_sub_blocks { Pool::SubBlock } else { Pool::FileBlock };
@@ -188,6 +188,9 @@ impl Vmfs {
             let resource = self.pool_mut(pool);
             let n =
                 if state == 0 { resource.take(owner, flag) } else { resource.take_shuffled(owner, flag, &mut state) };
+            if let Placement::Gapped(gap) = layout.placement {
+                resource.search_from(n + 1 + gap);
+            }
             let (cluster, in_cluster) = (n / resource.per_cluster, n % resource.per_cluster);
             let address = if in_sub_blocks {
                 addresses.in_cluster(BlockKind::SubBlock, cluster, in_cluster)

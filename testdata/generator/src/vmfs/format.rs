@@ -142,6 +142,7 @@ pub(crate) fn format(spec: VmfsSpec, devices: Vec<Device>) -> Vmfs {
         generation: 0,
         journal: None,
         deleted: Vec::new(),
+        locks: BTreeMap::new(),
         spec,
     };
     vmfs.take_system_blocks();

@@ -10,6 +10,7 @@ mod crash;
 mod data;
 mod descriptor;
 mod directory;
+mod evidence;
 mod format;
 mod journal;
 mod parts;
@@ -23,6 +24,7 @@ pub use content::{Addressing, Allocation, Content, Layout, Placement, pattern};
 pub use crash::{Crash, Crashed};
 pub use descriptor::FileType;
 pub use directory::name_hash;
+pub use evidence::Lock;
 pub use parts::{By, Hangs, Part, PoolKind, What};
 pub use remains::{Fate, Remains};
 pub use tree::Left;
@@ -243,6 +245,7 @@ pub struct Vmfs {
     generation: u32,
     journal: Option<journal::Journal>,
     deleted: Vec<Deleted>,
+    locks: BTreeMap<u32, Lock>,
 }
 
 impl Vmfs {
@@ -357,7 +360,8 @@ impl Vmfs {
 
     fn write_descriptor(&mut self, fd: &Descriptor) {
         let lv = self.descriptor_lv(fd.address);
-        let record = self.shape.encode(fd, lv);
+        let mut record = self.shape.encode(fd, lv);
+        self.put_held_lock(fd.address, &mut record);
         self.volume.write(lv, &record);
     }
 
