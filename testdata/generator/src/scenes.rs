@@ -105,23 +105,31 @@ pub enum Order {
 /// A thin disk of `len` bytes, 3 GiB and more, that was deleted; beside it another machine's, which lives.
 #[must_use]
 pub fn lost_guest(version: Version, guest: Guest, len: u64, order: Order, pointer_blocks: Left) -> LostGuest {
+    let pieces: Vec<u64> = (0..24).map(|n| (300 + n + 40 * (n / 6)) * MIB).collect();
+    let skeleton = Skeleton::new(guest, len, &pieces);
+    let (scene, located) = lost_disk(version, &skeleton.device, order, pointer_blocks);
+    LostGuest { scene, guest: skeleton, located }
+}
+
+/// As [`lost_guest`] with any disk, as one that holds a file system of [`crate::guest`].
+#[must_use]
+pub fn lost_disk(version: Version, disk: &Device, order: Order, pointer_blocks: Left) -> (Scene, Located) {
     let auto = Layout::default();
     let mut store = Vmfs::new(VmfsSpec::new(version, 2 * GIB + 32 * MIB));
     let layout = match order {
         Order::Ascending => auto.clone().gapped(2),
         Order::Any => auto.clone().shuffled(17),
     };
-    let pieces: Vec<u64> = (0..24).map(|n| (300 + n + 40 * (n / 6)) * MIB).collect();
-    let skeleton = Skeleton::new(guest, len, &pieces);
     store.mkdir("vm");
-    store.file("vm/x.vmdk", Content::bytes(Descriptor::flat(len, "x-flat.vmdk", true, 9).text()), &auto);
-    store.file("vm/x-flat.vmdk", Content::device(&skeleton.device), &layout);
+    let text = Descriptor::flat(disk.len(), "x-flat.vmdk", true, 9).text();
+    store.file("vm/x.vmdk", Content::bytes(text), &auto);
+    store.file("vm/x-flat.vmdk", Content::device(disk), &layout);
     store.mkdir("other");
     let other = Skeleton::new(Guest::Ext, 3 * GIB, &[]);
     store.file("other/y-flat.vmdk", Content::device(&other.device), &layout);
     store.delete_as_esxi("vm/x.vmdk");
     let located = store.delete_leaving("vm/x-flat.vmdk", pointer_blocks, Left::Kept);
-    LostGuest { scene: end(store), guest: skeleton, located }
+    (end(store), located)
 }
 
 /// A span of three, and what of which file hangs on each extent.
