@@ -38,12 +38,22 @@ impl Sample {
 
 /// All scenarios.
 pub const SAMPLES: &[Sample] = &[
+    Sample { name: "vmfs3-1m", about: "VMFS3, 1 MiB file blocks", build: || three(1) },
+    Sample { name: "vmfs3-2m", about: "VMFS3, 2 MiB file blocks", build: || three(2) },
+    Sample { name: "vmfs3-4m", about: "VMFS3, 4 MiB file blocks", build: || three(4) },
+    Sample { name: "vmfs3-8m", about: "VMFS3, 8 MiB file blocks", build: || three(8) },
     Sample { name: "vmfs5-basic", about: "every kind of file", build: || basic(Version::Five) },
     Sample { name: "vmfs6-basic", about: "every kind of file", build: || basic(Version::Six) },
     Sample { name: "vmfs5-layouts", about: "each addressing, order and flag", build: || layouts(Version::Five) },
     Sample { name: "vmfs6-layouts", about: "each addressing, order and flag", build: || layouts(Version::Six) },
     Sample { name: "vmfs5-512k", about: "512 KiB file blocks, 32 KiB sub-blocks", build: half_mib },
-    Sample { name: "vmfs5-8m", about: "8 MiB file blocks", build: eight_mib },
+    Sample { name: "vmfs5-2m", about: "2 MiB file blocks", build: || large_file_blocks(2) },
+    Sample { name: "vmfs5-4m", about: "4 MiB file blocks", build: || large_file_blocks(4) },
+    Sample { name: "vmfs5-8m", about: "8 MiB file blocks", build: || large_file_blocks(8) },
+    Sample { name: "vmfs6-md8k", about: "metadata aligned to 8 KiB", build: || aligned(8 << 10, 512) },
+    Sample { name: "vmfs6-md16k", about: "metadata aligned to 16 KiB", build: || aligned(16 << 10, 512) },
+    Sample { name: "vmfs6-md64k", about: "metadata aligned to 64 KiB", build: || aligned(64 << 10, 512) },
+    Sample { name: "vmfs6-4kn", about: "sectors of 4096 bytes", build: || aligned(4 << 10, 4096) },
     Sample { name: "vmfs5-span", about: "three extents", build: || span(Version::Five) },
     Sample { name: "vmfs6-span", about: "three extents", build: || span(Version::Six) },
     Sample { name: "vmfs6-large-blocks", about: "512 MiB file blocks", build: large_blocks },
@@ -95,6 +105,32 @@ fn fill(store: &mut Vmfs) {
 fn basic(version: Version) -> Vmfs {
     let mut store = Vmfs::new(spec(version, "basic"));
     fill(&mut store);
+    store
+}
+
+fn three(mib: u64) -> Vmfs {
+    let spec = VmfsSpec { file_block_size: mib << 20, ..spec(Version::Three, &format!("three-{mib}m")) };
+    let mut store = Vmfs::new(spec);
+    let auto = Layout::default();
+    store.file("small", Content::bytes(*b"tiny\n"), &auto);
+    store.file("empty", Content::default(), &auto);
+    store.file("kilobytes", Content::patterned(60_000, 1), &auto);
+    store.file("bigger", Content::patterned(20 << 20, 3), &auto.clone().shuffled(4));
+    store.symlink("symlink", "/vmfs/volumes/datastore1/small");
+    store.mkdir("directory");
+    for n in 1..=40 {
+        store.file(&format!("directory/file{n}"), Content::bytes(format!("File {n}\n")), &auto);
+    }
+    // The longest that the pointers of a descriptor reach: one pointer block spans 1024 file blocks.
+    let most = (256 * 1024) * (mib << 20);
+    let piece = most / 2 + (777 << 20);
+    store.file("normal-flat.vmdk", Content::sparse(most).with(piece, pattern(3_000_000, 5)), &auto);
+    let holes = Content::sparse(96 << 20).with(40 << 20, pattern(100_000, 6));
+    store.file("lazy", holes, &auto.clone().allocation(Allocation::LazyThick));
+    store.file("single", Content::patterned(5_000_000, 7), &auto.clone().addressing(Addressing::Single));
+    store.rdm("rdm-rdm.vmdk", 500 * GIB);
+    store.file("gone", Content::patterned(3_000_000, 8), &auto);
+    store.delete_keeping_pointers("gone");
     store
 }
 
@@ -151,10 +187,10 @@ fn half_mib() -> Vmfs {
     store
 }
 
-fn eight_mib() -> Vmfs {
-    let spec = spec(Version::Five, "eight-mib");
+fn large_file_blocks(mib: u64) -> Vmfs {
+    let spec = spec(Version::Five, &format!("{mib}-mib"));
     let mut store = Vmfs::new(VmfsSpec {
-        file_block_size: 8 << 20,
+        file_block_size: mib << 20,
         // ESXi's number of pointer blocks would leave no room.
         pointer_blocks: Some(4096),
         ..spec
@@ -163,6 +199,32 @@ fn eight_mib() -> Vmfs {
     store.file("megabytes", Content::patterned(30_000_000, 51), &Layout::default());
     let thin = Content::sparse(500 * GIB).with(333 * GIB + 777, pattern(9999, 52));
     store.file("thin-flat.vmdk", thin, &Layout::default());
+    store
+}
+
+fn aligned(metadata_alignment: u64, sector_size: u32) -> Vmfs {
+    let mut store = Vmfs::new(VmfsSpec { metadata_alignment, sector_size, ..spec(Version::Six, "aligned") });
+    fill(&mut store);
+    let auto = Layout::default();
+    // As much as a descriptor holds, and one more; pointers that only a longer array has room for.
+    let resident = metadata_alignment - 512;
+    store.file("resident-full", Content::patterned(resident, 55), &auto.clone().addressing(Addressing::Resident));
+    store.file("resident-over", Content::patterned(resident + 1, 56), &auto);
+    let far = metadata_alignment / 16 - 2;
+    let direct = Content::sparse(((far + 1) << 20) + 100).with((far << 20) + 7, pattern((1 << 20) - 7, 57));
+    let layout = if metadata_alignment > 4096 { auto.clone().addressing(Addressing::Direct) } else { auto.clone() };
+    store.file("direct-far", direct, &layout);
+    store.mkdir("many");
+    for n in 0..700 {
+        store.file(&format!("many/name-{n:03}"), Content::bytes(format!("{n}\n")), &auto);
+    }
+    store.mkdir("collisions");
+    for name in colliding_names(30) {
+        store.file(&format!("collisions/{name}"), Content::bytes(name.clone()), &auto);
+    }
+    store.file("gone", Content::patterned(3_000_000, 58), &auto);
+    store.delete_as_esxi("gone");
+    store.orphan("many/name-005");
     store
 }
 

@@ -1,6 +1,6 @@
 //! File descriptors: 2 KiB on VMFS5, 8 KiB on VMFS6.
 
-use super::resource::{MDA, put_lock, put32, put64};
+use super::resource::{put_lock, put32, put64};
 use std::collections::BTreeMap;
 
 /// File types as descriptors and directory entries store them.
@@ -18,6 +18,8 @@ pub enum FileType {
     Rdm = 6,
 }
 
+/// Position of the first heartbeat slot.
+pub(crate) const HEARTBEATS: u64 = 0x30_0000;
 pub(crate) const ZLA_RDM: u32 = 0;
 pub(crate) const ZLA_FILE_BLOCK: u32 = 1;
 pub(crate) const ZLA_SUB_BLOCK: u32 = 2;
@@ -51,32 +53,54 @@ pub(crate) struct Descriptor {
     pub(crate) resident: Vec<u8>,
 }
 
-/// Sizes and offsets of one version's descriptor.
+/// What sizes and offsets of metadata follow from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
+    /// The layout of VMFS6.
     pub(crate) six: bool,
+    /// VMFS3, which is VMFS5 with fewer fields.
+    pub(crate) three: bool,
+    /// Bytes of one unit of metadata: a lock takes one, and what it guards starts the next.
+    pub(crate) md: u64,
 }
 
 impl Shape {
+    #[cfg(test)]
+    pub(crate) const FIVE: Self = Self { six: false, three: false, md: 512 };
+
     pub(crate) fn size(self) -> u64 {
-        if self.six { 2 * MDA } else { 2048 }
+        if self.six { 2 * self.md } else { 2048 }
     }
 
     pub(crate) fn resident_at(self) -> u64 {
-        if self.six { MDA + 512 } else { 1024 }
+        self.md + 512
     }
 
     pub(crate) fn resident_max(self) -> u64 {
-        if self.six { MDA - 512 } else { 1024 }
+        if self.six { self.md - 512 } else { 1024 }
     }
 
     pub(crate) fn pointers_at(self) -> u64 {
-        if self.six { 2 * MDA - 2560 } else { 1024 }
+        if self.six { 2 * self.md - self.slots() * 8 } else { 1024 }
     }
 
-    /// Slots in a descriptor's own pointer array.
+    /// Slots in a descriptor's own pointer array. That they fill half of a unit above 4 KiB is known from sources.
     pub(crate) fn slots(self) -> u64 {
-        if self.six { 320 } else { 256 }
+        match (self.six, self.md) {
+            (false, _) => 256,
+            (true, 4096) => 320,
+            (true, md) => md / 16,
+        }
+    }
+
+    /// Slots for the heartbeats of hosts, and bytes of each.
+    pub(crate) fn heartbeats(self) -> (u64, u64) {
+        (if self.six { 1024 } else { 2048 }, self.md)
+    }
+
+    /// Position of the one heartbeat slot that was ever used.
+    pub(crate) fn heartbeat_at(self) -> u64 {
+        HEARTBEATS + self.md * if self.six { 64 } else { 528 }
     }
 
     /// Bytes of one pointer.
@@ -89,10 +113,10 @@ impl Shape {
         let mut record = vec![0; self.size() as usize];
         put_lock(&mut record, 0x10C0_0001, lv, 3);
         if !matches!(fd.kind, FileType::System) {
-            put64(&mut record, 0x0C, super::heartbeat_at(self.six));
+            put64(&mut record, 0x0C, self.heartbeat_at());
             put64(&mut record, 0x14, super::HEARTBEAT_GENERATION);
         }
-        let meta = &mut record[if self.six { MDA as usize } else { 512 }..];
+        let meta = &mut record[self.md as usize..];
         put32(meta, 0x00, fd.address);
         put32(meta, 0x04, fd.generation);
         put32(meta, 0x08, fd.links);
@@ -101,24 +125,30 @@ impl Shape {
         put64(meta, 0x14, fd.len);
         put64(meta, 0x1C, fd.block_size);
         put32(meta, 0x24, fd.block_count as u32);
-        put32(meta, 0x50, fd.block_count as u32);
+        if !self.three {
+            put32(meta, 0x50, fd.block_count as u32);
+        }
         for at in [0x2C, 0x30, 0x34] {
             put32(meta, at, fd.time);
         }
-        put32(meta, 0x40, fd.mode);
+        // Observed on VMFS3: files carry their type here, folders do not.
+        let kind = if self.three && fd.kind == FileType::File { 0o100_000 } else { 0 };
+        put32(meta, 0x40, fd.mode | kind);
         put32(meta, 0x44, fd.zla);
         put32(meta, 0x48, fd.tbz_blocks as u32);
         put32(meta, 0x54, (fd.tbz_blocks >> 32) as u32);
-        put32(meta, 0x5C, fd.pointer_blocks);
         if self.six {
             put32(meta, 0x64, 0x6664_6D64);
             put32(meta, 0x70, fd.parent);
             put32(meta, 0x74, fd.last_cluster);
             put32(meta, 0x8C, fd.large_blocks);
         }
-        put32(meta, 0x68, fd.address);
-        put32(meta, 0x6C, 20);
-        meta[0x89] = fd.block_size.trailing_zeros() as u8;
+        if !self.three {
+            put32(meta, 0x5C, fd.pointer_blocks);
+            put32(meta, 0x68, fd.address);
+            put32(meta, 0x6C, 20);
+            meta[0x89] = fd.block_size.trailing_zeros() as u8;
+        }
         let resident_at = self.resident_at() as usize;
         record[resident_at..resident_at + fd.resident.len()].copy_from_slice(&fd.resident);
         for (&slot, &address) in &fd.pointers {
