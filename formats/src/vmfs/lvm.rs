@@ -152,7 +152,7 @@ impl VolumeEntry {
         let last = MAX_LEN.checked_div(EXTENT).unwrap_or(0);
         self.first_pe <= self.last_pe
             && self.last_pe < last
-            && self.logical_size <= MAX_LEN
+            && (self.last_pe.saturating_mul(EXTENT).saturating_add(1)..=MAX_LEN).contains(&self.logical_size)
             && self.num_devices <= MAX_DEVICES
     }
 
@@ -164,7 +164,6 @@ impl VolumeEntry {
             && self.uuid != [0; 16]
             && self.num_devices > 0
             && pes == u64::from(self.num_pes)
-            && self.last_pe.saturating_mul(EXTENT) < self.logical_size
             && (named || self.state == 1)
     }
 }
