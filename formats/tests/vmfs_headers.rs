@@ -14,6 +14,7 @@
 mod vmfs_support;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::hash::{DefaultHasher, Hasher};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -21,7 +22,10 @@ use vdrecover_formats::adapt::{Blank, Copied, Memory, Patch, Window as Part};
 use vdrecover_formats::format::{Clue, Window};
 use vdrecover_formats::link::Volume;
 use vdrecover_formats::laws::{Effort, check_laws};
-use vdrecover_formats::{Bytes, Content, Entry, Finding, Kind, Layer, NodeId, Place, Pool, Tree, Trust, Why, read, vmfs, walk};
+use vdrecover_formats::{Bytes, Content, Entry, Fault, Finding, Kind, Layer, NodeId, Place, Pool, Run, Tree, Trust, Why, read, read_vec, vmfs, walk};
+use vdrecover_testdata::Device;
+use vdrecover_testdata::vmfs as made;
+use vdrecover_testdata::vmfs::{Layout, Version, Vmfs, VmfsSpec};
 use vmfs_support::{MIB, Sparse, all, audit, image, open, tree};
 
 const IMAGES: [&str; 3] = ["vmfs5", "vmfs6", "vmfs6l"];
@@ -349,5 +353,131 @@ fn extents_without_their_headers_find_each_other() {
         // The second alone says which part is wanted.
         let error = spanned(&[None, devices[1].clone()], 1).unwrap_err();
         assert!(error.contains("extents 0 to 7 of volume 68627359-6c988da8-bfe9-bc2411b17e28"), "{what}: {error}");
+    }
+}
+
+/// A generated device.
+struct Made(Device);
+
+impl fmt::Debug for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Layer for Made {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn run(&self, _: u64, want: u64) -> Run<'_> {
+        Run::sound(want, Place::Own)
+    }
+
+    fn fetch(&self, at: u64, buf: &mut [u8]) -> Result<Trust, Fault> {
+        buf.copy_from_slice(&self.0.read(at, buf.len()));
+        Ok(Trust::Sound)
+    }
+}
+
+/// Layouts that no image of the corpus has: what is rebuilt follows from the records in each of them.
+#[test]
+fn every_layout_is_rebuilt() {
+    let five = || VmfsSpec::new(Version::Five, 320 * MIB);
+    let six = || VmfsSpec::new(Version::Six, 512 * MIB);
+    let mut specs = Vec::new();
+    for file_block_size in [MIB / 2, MIB, 2 * MIB, 4 * MIB, 8 * MIB] {
+        for dense_sub_blocks in [true, false] {
+            specs.push(VmfsSpec { file_block_size, dense_sub_blocks, extents: vec![640 * MIB], ..five() });
+        }
+    }
+    for metadata_alignment in [4096, 8192, 16384, 65536] {
+        specs.push(VmfsSpec { metadata_alignment, ..six() });
+    }
+    specs.push(VmfsSpec { sector_size: 4096, ..five() });
+    specs.push(VmfsSpec { sector_size: 4096, ..six() });
+    specs.push(VmfsSpec { local: true, ..six() });
+    for spec in specs {
+        let what = format!("{spec:?}");
+        let mut store = Vmfs::new(spec);
+        store.file("direct", made::Content::patterned(9_000_000, 30), &Layout::default());
+        store.mkdir("folder");
+        for n in 0..40 {
+            store.file(&format!("folder/file{n:02}"), made::Content::patterned(n * 500, n), &Layout::default());
+        }
+        let files = store.expected();
+        let len = store.volume_len();
+        let bytes: Bytes = Arc::new(Made(store.finish().remove(0)));
+        assert_eq!((vmfs::FORMAT.probe)(&*bytes), 192, "{what}");
+        for wiped in [vec![], vec![MIB..17 * MIB, 19 * MIB..19 * MIB + 4096], vec![0..20 * MIB]] {
+            let what = format!("{what} {wiped:x?}");
+            let damaged = over(&bytes, &wiped, true);
+            let opened = open(damaged);
+            assert_eq!(opened.link.len, len, "{what}");
+            let tree = tree(opened.join_alone().unwrap());
+            for file in files.iter().filter(|file| file.content.is_some() && !file.path.ends_with(".sf")) {
+                let layer = tree.open(vmfs_support::find(&*tree, &file.path)).unwrap();
+                let (found, seen) = read_vec(&*layer, 0, file.len as usize);
+                assert!(seen.is_whole(), "{what}: {}: {seen:?}", file.path);
+                assert_eq!(seen.trust, if wiped.is_empty() { Trust::Sound } else { Trust::Inferred }, "{what}: {}", file.path);
+                assert!(found == file.content.as_ref().unwrap().read(0, file.len as usize), "{what}: {}", file.path);
+            }
+        }
+    }
+}
+
+/// Several volumes of which nothing but their records is left, and one whose start alone is there.
+#[test]
+fn volumes_side_by_side_are_told_apart() {
+    let mut disk = Device::new(1200 * MIB);
+    let mut starts = Vec::new();
+    for (seed, version, start) in [(1, Version::Five, 7 * 512), (2, Version::Six, 330 * MIB + 512)] {
+        let mut store = Vmfs::new(VmfsSpec { seed, ..VmfsSpec::new(version, 320 * MIB) });
+        store.file("own", made::Content::patterned(3_000_000, u64::from(seed)), &Layout::default());
+        disk.embed(start, &store.finish().remove(0));
+        disk.zero(start..start + 20 * MIB);
+        starts.push(start);
+    }
+    let bytes: Bytes = Arc::new(Made(disk));
+    let mut clues = Vec::new();
+    let look = vmfs::FORMAT.sweep.unwrap().look;
+    for at in (0..bytes.len()).step_by(16 << 20) {
+        let (window, _) = read_vec(&*bytes, at, (bytes.len() - at).min(16 * MIB) as usize);
+        let before = clues.len();
+        look(&Window { at, bytes: &window, own: window.len() }, &mut |clue| clues.push(clue));
+        assert!(clues.len() - before < 10, "{at:#x}: {:?}", &clues[before..]);
+    }
+    clues.sort_unstable();
+    let opened = (vmfs::FORMAT.sweep.unwrap().build)(&bytes, &Pool::new(8 << 20).share(), &clues).unwrap();
+    let Content::Volumes(volumes) = opened.join_alone().unwrap() else { panic!("volumes are wanted") };
+    assert_eq!(volumes.iter().map(|volume| volume.range.start).collect::<Vec<_>>(), starts);
+    for (volume, seed) in volumes.iter().zip(1..) {
+        let tree = tree(open(volume.bytes.clone()).join_alone().unwrap());
+        let layer = tree.open(vmfs_support::find(&*tree, "own")).unwrap();
+        let (found, seen) = read_vec(&*layer, 0, 3_000_000);
+        assert!(seen.is_whole() && found == made::Content::patterned(3_000_000, seed).read(0, 3_000_000));
+    }
+}
+
+/// Garbage that looks like records makes neither clues without end nor volumes.
+#[test]
+fn votes_of_garbage_are_bounded() {
+    let mut bytes = vec![0; 1 << 20];
+    for (i, sector) in bytes.chunks_exact_mut(512).enumerate() {
+        sector[..4].copy_from_slice(&(0x10C0_0001_u32 + i as u32 % 9).to_le_bytes());
+        sector[4..12].copy_from_slice(&(0x30_0000 + (i as u64 * 7919 % 1000) * 512).to_le_bytes());
+    }
+    let mut clues = Vec::new();
+    let sweep = vmfs::FORMAT.sweep.unwrap();
+    (sweep.look)(&Window { at: 0, bytes: &bytes, own: bytes.len() }, &mut |clue| clues.push(clue));
+    assert_eq!(clues.len(), 64);
+    let disk: Bytes = Arc::new(Memory::new(bytes));
+    clues.sort_unstable();
+    match (sweep.build)(&disk, &Pool::new(8 << 20).share(), &clues) {
+        Ok(opened) => {
+            let Content::Volumes(volumes) = opened.join_alone().unwrap() else { panic!("volumes are wanted") };
+            assert!(volumes.is_empty());
+        }
+        Err(error) => assert!(error.to_string().contains("can't be opened"), "{error}"),
     }
 }

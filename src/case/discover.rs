@@ -589,16 +589,21 @@ impl Work<'_> {
     fn add_remains(&mut self, id: ItemId, owner: ItemId, disk: &Bytes, format: &'static Format, opened: &Opened) {
         let Ok(Content::Volumes(mut volumes)) = opened.join_alone() else { return };
         let known = self.known(owner, format);
-        volumes.retain(|volume| !known.contains(&volume.range.start));
+        let memo = self.case.pool.share();
+        volumes.retain(|volume| {
+            // A stray header is no volume.
+            !known.contains(&volume.range.start) && (format.open)(&volume.bytes, &memo).is_ok()
+        });
         if volumes.is_empty() {
             return;
         }
-        let (owned, link) = (self.case.items[owner].format.about, opened.link.clone());
+        let (about, link) = (self.case.items[owner].format.about, opened.link.clone());
         for volume in &mut volumes {
             // Nothing tells what the new owner wrote over it.
             volume.bytes = Arc::new(Trusted::new(volume.bytes.clone(), Trust::Inferred));
             let text = format!(
-                "the device is {owned} now; what is left of another format lies under it, and may be overwritten in part: {}",
+                "another format owns the device now, {about}; under it lies what is left of {}, and nothing tells which \
+                 parts were overwritten",
                 volume.about
             );
             self.note(id, Finding::new("SWEEP-UNDER", volume.range.clone(), Trust::Inferred, text));

@@ -188,7 +188,7 @@ pub(super) fn members(case: &Case, id: ItemId) -> Vec<Filled> {
         .filter(|(other, item, member)| *other != id && member.set == own.set && item.used_by.is_none())
         .collect();
     // Of copies of one device, those that lie beside each other are of one time.
-    candidates.sort_by_key(|(other, item, member)| (!same_folder(item, &case.items[id]), Reverse(member.changed), *other));
+    candidates.sort_by_key(|(other, _, member)| (!same_folder(case, *other, id), Reverse(member.changed), *other));
     for (other, _, member) in candidates {
         if !taken.contains(&member.id) {
             taken.push(member.id.clone());
@@ -211,12 +211,16 @@ pub(super) fn members(case: &Case, id: ItemId) -> Vec<Filled> {
     filled
 }
 
-/// Whether two items are files of one folder of the host.
-fn same_folder(a: &Item, b: &Item) -> bool {
-    match (&a.origin, &b.origin) {
-        (Origin::Source(a), Origin::Source(b)) => a.path.parent() == b.path.parent(),
-        _ => false,
-    }
+/// Whether two items come out of files of one folder of the host.
+fn same_folder(case: &Case, a: ItemId, b: ItemId) -> bool {
+    let folder = |mut id: ItemId| loop {
+        match &case.items[id].origin {
+            Origin::Source(source) => break source.path.parent(),
+            Origin::Inside(of) | Origin::Volume { of, .. } => id = *of,
+            Origin::File { .. } => break None,
+        }
+    };
+    folder(a).is_some_and(|own| folder(b) == Some(own))
 }
 
 /// Copies of the members of a set, two images of one device: which is used, and why. `chosen` are the members that
