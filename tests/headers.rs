@@ -179,7 +179,10 @@ fn images_of_two_times_are_not_mixed() {
         let copies: Vec<&str> =
             rows.iter().filter(|row| row["code"] == "SET-COPY").map(|row| row["text"].as_str().unwrap()).collect();
         assert_eq!(copies.len(), 2, "{order:?}: {copies:?}");
-        assert!(copies.iter().any(|text| text.contains("b/0.img is used, its last change is the later one")), "{copies:?}");
+        assert!(
+            copies.iter().any(|text| text.contains("b/0.img is used, its last change is the later one")),
+            "{copies:?}"
+        );
         assert!(copies.iter().any(|text| text.contains("b/1.img is used")), "{order:?}: {copies:?}");
         assert_eq!(rows.iter().filter(|row| row["record"] == "store").count(), 1, "{order:?}");
         let listed = String::from_utf8(expect(0, [&["ls", "-R"], &given[..1], &with(&given[1..])].concat())).unwrap();

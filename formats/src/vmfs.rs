@@ -80,8 +80,7 @@ fn has_magic(layer: &dyn Layer, at: u64) -> bool {
 /// Where the volume starts on a device whose own header is gone, if something stands at a place where it would.
 fn remains(layer: &dyn Layer) -> Option<u64> {
     let header = lvm::DATA_AT.saturating_add(header::HEADER_AT);
-    let on_device =
-        has_magic(layer, header) || rebuild::is_here(layer, lvm::DATA_AT) || Device::is_tabled(layer);
+    let on_device = has_magic(layer, header) || rebuild::is_here(layer, lvm::DATA_AT) || Device::is_tabled(layer);
     if on_device {
         return Some(lvm::DATA_AT);
     }
@@ -192,7 +191,10 @@ fn join(device: &Device, others: &[Option<Bytes>], memo: &Memo) -> Result<Conten
     devices.insert(0, device.clone());
     // One that is taken for the only device of its volume has what is before the others.
     if let Some(next) = devices.iter().map(|device| device.volume.first_pe).filter(|first| *first > 0).min() {
-        devices.iter_mut().filter(|device| device.alone && device.volume.first_pe == 0).for_each(|device| device.end_at(next));
+        devices
+            .iter_mut()
+            .filter(|device| device.alone && device.volume.first_pe == 0)
+            .for_each(|device| device.end_at(next));
     }
     devices.sort_by_key(|device| device.alone);
     let lead = devices.remove(0);

@@ -355,12 +355,15 @@ fn volumes_above_16_tib_are_mapped_by_their_tables() {
             let run = walk(&lv, at..at + 1).next().unwrap();
             assert_eq!(run.offset, at + 0x110_0000 + i * 0x100_0000, "{name}");
         }
-        let map = |lv: &vmfs::lvm::Logical| walk(lv, 0..lv.len()).map(|run| (run.at, run.len, run.offset)).collect::<Vec<_>>();
+        let map = |lv: &vmfs::lvm::Logical| {
+            walk(lv, 0..lv.len()).map(|run| (run.at, run.len, run.offset)).collect::<Vec<_>>()
+        };
         let runs = map(&lv);
         assert!((4..=5).contains(&runs.len()), "{name}: {runs:?}");
         // Without the tables, and without the headers that continue them, what is assumed of a device is the same.
         for from in [0x8_0000, 0x1000_0000] {
-            let tables: Vec<_> = lv.devices()[0].metadata.iter().map(|range| range.start.max(MIB + from)..range.end).collect();
+            let tables: Vec<_> =
+                lv.devices()[0].metadata.iter().map(|range| range.start.max(MIB + from)..range.end).collect();
             let copies = tables.into_iter().filter(|range| range.start < range.end).map(|range| {
                 let len = range.end - range.start;
                 Copied { at: range.start, len, from: Arc::new(Blank::zero(len)), offset: 0 }

@@ -376,7 +376,8 @@ impl Work<'_> {
         let set = |case: &Case, id: ItemId| case.items[id].opened.link.set.clone();
         let taken: Vec<_> = chosen.iter().filter_map(|chosen| set(self.case, *chosen)).collect();
         for other in (0..self.case.items.len()).filter(|other| *other != id) {
-            let copy = set(self.case, other).is_some_and(|own| taken.iter().any(|a| a.set == own.set && a.id == own.id));
+            let copy =
+                set(self.case, other).is_some_and(|own| taken.iter().any(|a| a.set == own.set && a.id == own.id));
             if copy && self.case.items[other].used_by.is_none() {
                 self.case.items[other].used_by = Some(id);
             }
@@ -516,10 +517,7 @@ impl Work<'_> {
             let source = Arc::clone(source);
             let disk = item.disk();
             let plain = matches!(item.content(), Some(Content::Disks(_)));
-            if !plain
-                || item.used_by.is_some()
-                || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, &source))
-            {
+            if !plain || item.used_by.is_some() || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, &source)) {
                 continue;
             }
             let owner = self.case.items.iter().position(|other| matches!(other.origin, Origin::Inside(of) if of == id));
@@ -572,7 +570,8 @@ impl Work<'_> {
         let Some(build) = format.sweep.map(|sweep| sweep.build) else { return };
         match (build(disk, &self.case.pool.share(), clues), owner) {
             (Ok(opened), None) => {
-                let text = format!("no partition table or file system is at its start; a search found {}", format.about);
+                let text =
+                    format!("no partition table or file system is at its start; a search found {}", format.about);
                 self.note(id, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
                 self.add_swept(id, disk.clone(), format, opened);
             }
