@@ -402,8 +402,8 @@ impl Layer for Made {
 /// Layouts that no image of the corpus has: what is rebuilt follows from the records in each of them.
 #[test]
 fn every_layout_is_rebuilt() {
-    let five = || VmfsSpec::new(Version::Five, 320 * MIB);
-    let six = || VmfsSpec::new(Version::Six, 512 * MIB);
+    let five = || VmfsSpec::new(Version::Five, 640 * MIB);
+    let six = || VmfsSpec::new(Version::Six, 4096 * MIB);
     let mut specs = Vec::new();
     for file_block_size in [MIB / 2, MIB, 2 * MIB, 4 * MIB, 8 * MIB] {
         for dense_sub_blocks in [true, false] {
