@@ -5,14 +5,17 @@ use super::item::{Filled, Item, ItemId, Origin, State};
 use super::{Case, Noted, Options, Store, StoreFile, paths, wants};
 use crate::health;
 use crate::progress::Progress;
+use crate::ranges::RangeSet;
 use crate::source::Source;
+use crate::sweep::SweepOptions;
 use anyhow::{Result, bail};
+use std::cmp::Reverse;
 use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use vdrecover_formats::adapt::Trusted;
-use vdrecover_formats::format::{Holds, score};
+use vdrecover_formats::format::{Clue, Holds, score};
 use vdrecover_formats::link::{Disk, Link};
 use vdrecover_formats::{Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, Opened, Role, Tree, Trust};
 
@@ -51,7 +54,7 @@ pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Re
         bail!("{}: {error}", path.display());
     }
     work.settle();
-    if options.sweep {
+    if options.sweep || options.deep {
         work.sweep(options, progress);
         work.settle();
     }
@@ -273,7 +276,10 @@ impl Work<'_> {
 
     /// Nothing is complete: joins one item with what it has. Members first, since others lie in them.
     fn join_one_anyway(&mut self) -> bool {
-        let first = |id: &&ItemId| self.case.items[**id].opened.link.set.as_ref().map(|member| member.first);
+        let first = |id: &&ItemId| {
+            let set = self.case.items[**id].opened.link.set.as_ref();
+            set.map(|member| (member.first, Reverse(member.changed)))
+        };
         let set = self.waiting.iter().filter(|id| first(id).is_some()).min_by_key(first);
         let Some(id) = set.or(self.waiting.first()).copied() else { return false };
         if self.case.items[id].opened.link.set.is_some() {
@@ -297,7 +303,10 @@ impl Work<'_> {
         let wants = self.case.items[id].opened.wants.clone();
         if wants.iter().any(|want| want.role == Role::Member) {
             // The first of a set speaks for it: its structures name the volume.
-            let first = |id: ItemId| self.case.items[id].opened.link.set.as_ref().map(|member| (member.first, id));
+            let first = |id: ItemId| {
+                let set = self.case.items[id].opened.link.set.as_ref();
+                set.map(|member| (member.first, Reverse(member.changed), id))
+            };
             let set = |id: ItemId| self.case.items[id].opened.link.set.as_ref().map(|member| &member.set);
             if self.waiting.iter().any(|other| set(*other) == set(id) && first(*other) < first(id)) {
                 return false;
@@ -351,7 +360,8 @@ impl Work<'_> {
 
     fn meet_members(&mut self, id: ItemId) {
         let members = wants::members(self.case, id);
-        if let Some(finding) = wants::copies(self.case, id) {
+        let chosen: Vec<ItemId> = members.iter().filter_map(|filled| filled.item).chain([id]).collect();
+        for finding in wants::copies(self.case, &chosen) {
             self.note(id, finding);
         }
         let mut members = members.into_iter();
@@ -363,11 +373,12 @@ impl Work<'_> {
             }
             self.case.items[id].filled[at] = filled;
         }
-        let copies = self.case.items[id].opened.link.set.clone();
-        for other in 0..self.case.items.len() {
-            let theirs = &self.case.items[other].opened.link.set;
-            let same = theirs.as_ref().zip(copies.as_ref()).is_some_and(|(a, b)| a.set == b.set && a.id == b.id);
-            if other != id && same && self.case.items[other].used_by.is_none() {
+        let set = |case: &Case, id: ItemId| case.items[id].opened.link.set.clone();
+        let taken: Vec<_> = chosen.iter().filter_map(|chosen| set(self.case, *chosen)).collect();
+        for other in (0..self.case.items.len()).filter(|other| *other != id) {
+            let copy =
+                set(self.case, other).is_some_and(|own| taken.iter().any(|a| a.set == own.set && a.id == own.id));
+            if copy && self.case.items[other].used_by.is_none() {
                 self.case.items[other].used_by = Some(id);
             }
         }
@@ -497,19 +508,21 @@ impl Work<'_> {
         }
     }
 
-    /// Searches inputs in which nothing was recognised from end to end.
+    /// Searches inputs in which nothing was recognised from end to end; the others where remains of another format
+    /// usually lie, or on request from end to end too.
     fn sweep(&mut self, options: &Options, progress: &Progress) {
         for id in 0..self.case.items.len() {
             let item = &self.case.items[id];
             let Origin::Source(source) = &item.origin else { continue };
+            let source = Arc::clone(source);
             let disk = item.disk();
-            let inside = self.case.items.iter().any(|other| matches!(other.origin, Origin::Inside(of) if of == id));
             let plain = matches!(item.content(), Some(Content::Disks(_)));
-            if !plain
-                || inside
-                || item.used_by.is_some()
-                || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, source))
-            {
+            if !plain || item.used_by.is_some() || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, &source)) {
+                continue;
+            }
+            let owner = self.case.items.iter().position(|other| matches!(other.origin, Origin::Inside(of) if of == id));
+            if let (Some(owner), false) = (owner, options.deep) {
+                self.sweep_near(id, owner, &disk, progress);
                 continue;
             }
             // A map may show the same few bytes over and over: no search is worth what such an image says of itself.
@@ -523,32 +536,101 @@ impl Work<'_> {
                 self.note(id, Finding::new("SWEEP-BOUND", 0..0, Trust::Doubtful, text));
                 continue;
             }
-            let label = self.case.label(id);
-            let swept = super::keep::sweep(&disk, source, options.keep.as_deref(), progress);
+            let swept = super::keep::sweep(&disk, &source, options.keep.as_deref(), progress);
             for finding in swept.findings {
-                self.case.findings.push(Noted { about: label.clone(), finding });
+                self.note(id, finding);
             }
-            if swept.clues.is_empty() {
+            if swept.clues.is_empty() && owner.is_none() {
                 let text = "no image format, partition table or datastore was recognised; it is taken for a raw disk";
                 self.note(id, Finding::new("RAW-ONLY", 0..0, Trust::Sound, text));
             }
             for (format, clues) in &swept.clues {
-                let Some(build) = format.sweep.map(|sweep| sweep.build) else { continue };
-                match build(&disk, &self.case.pool.share(), clues) {
-                    Ok(opened) => self.add_swept(id, disk.clone(), format, opened),
-                    Err(error) => {
-                        let finding = Finding::new("SWEEP-BUILD", 0..0, Trust::Doubtful, error.to_string());
-                        self.case.findings.push(Noted { about: label.clone(), finding });
-                    }
+                self.build(id, owner, &disk, format, clues);
+            }
+        }
+    }
+
+    /// Looks for what is left of another format on a disk that one owns by now, where it usually lies.
+    fn sweep_near(&mut self, id: ItemId, owner: ItemId, disk: &Bytes, progress: &Progress) {
+        for format in FORMATS {
+            let Some(near) = format.sweep.map(|sweep| sweep.near).filter(|near| !near.is_empty()) else { continue };
+            let ranges = RangeSet::build(near.to_vec());
+            let window = near.iter().map(|range| range.end - range.start).max().unwrap_or(SECTOR);
+            let sweep = SweepOptions { ranges: Some(ranges), window, margin: SECTOR, ..SweepOptions::default() };
+            for (_, clues) in crate::sweep::sweep(&**disk, &[*format], &sweep, progress).clues {
+                if !clues.is_empty() {
+                    self.build(id, Some(owner), disk, format, &clues);
                 }
             }
         }
     }
 
+    /// Opens what a search found, beside what `owner` has.
+    fn build(&mut self, id: ItemId, owner: Option<ItemId>, disk: &Bytes, format: &'static Format, clues: &[Clue]) {
+        let Some(build) = format.sweep.map(|sweep| sweep.build) else { return };
+        match (build(disk, &self.case.pool.share(), clues), owner) {
+            (Ok(opened), None) => {
+                let text =
+                    format!("no partition table or file system is at its start; a search found {}", format.about);
+                self.note(id, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
+                self.add_swept(id, disk.clone(), format, opened);
+            }
+            (Ok(opened), Some(owner)) => self.add_remains(id, owner, disk, format, &opened),
+            // Remains of a format that can't be put together are no damage of the one that owns the disk.
+            (Err(_), Some(_)) => {}
+            (Err(error), None) => {
+                self.note(id, Finding::new("SWEEP-BUILD", 0..0, Trust::Doubtful, error.to_string()));
+            }
+        }
+    }
+
+    /// Takes in what is left of a format on a disk that another one owns by now, but for what that one has itself.
+    fn add_remains(&mut self, id: ItemId, owner: ItemId, disk: &Bytes, format: &'static Format, opened: &Opened) {
+        let Ok(Content::Volumes(mut volumes)) = opened.join_alone() else { return };
+        let known = self.known(owner, format);
+        let memo = self.case.pool.share();
+        volumes.retain(|volume| {
+            // A stray header is no volume.
+            !known.contains(&volume.range.start) && (format.open)(&volume.bytes, &memo).is_ok()
+        });
+        if volumes.is_empty() {
+            return;
+        }
+        let (about, link) = (self.case.items[owner].format.about, opened.link.clone());
+        for volume in &mut volumes {
+            // Nothing tells what the new owner wrote over it.
+            volume.bytes = Arc::new(Trusted::new(volume.bytes.clone(), Trust::Inferred));
+            let text = format!(
+                "another format owns the device now, {about}; under it lies what is left of {}, and nothing tells which \
+                 parts were overwritten",
+                volume.about
+            );
+            self.note(id, Finding::new("SWEEP-UNDER", volume.range.clone(), Trust::Inferred, text));
+        }
+        let findings = opened.findings.clone();
+        self.add_swept(id, disk.clone(), format, Opened { findings, ..Opened::alone(link, Content::Volumes(volumes)) });
+    }
+
+    /// Where the volumes of a format start that `owner` is or has.
+    fn known(&self, owner: ItemId, format: &Format) -> Vec<u64> {
+        let same = |item: &Item| item.format.name == format.name && !matches!(item.state, State::Failed(_));
+        let own = same(&self.case.items[owner]).then_some(0);
+        let volumes = match self.case.items[owner].content() {
+            Some(Content::Volumes(volumes)) => volumes.as_slice(),
+            _ => &[],
+        };
+        let parts = self.case.items.iter().filter_map(|item| match &item.origin {
+            Origin::Volume { of, number } if *of == owner && same(item) => volumes.get(*number),
+            _ => None,
+        });
+        own.into_iter().chain(parts.map(|volume| volume.range.start)).collect()
+    }
+
     fn add_swept(&mut self, of: ItemId, bytes: Bytes, format: &'static Format, opened: Opened) {
-        let text = format!("no partition table or file system is at its start; a search found {}", format.about);
-        self.note(of, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
         let id = self.case.items.len();
+        for finding in opened.findings.clone() {
+            self.note(of, finding);
+        }
         self.case.items.push(Item {
             origin: Origin::Inside(of),
             bytes,

@@ -104,6 +104,10 @@ impl Scan<'_> {
             if absent > 0 {
                 self.worst = self.worst.max(Outcome::Doubt);
             }
+            // A dump of a part is no damage, but it is not the whole either.
+            if item.is_some_and(|item| item.opened.findings.iter().any(|finding| finding.code == "LVM-SHORT")) {
+                self.worst = self.worst.max(Outcome::Doubt);
+            }
             self.out.record(
                 "store",
                 json!({
@@ -280,6 +284,7 @@ impl Scan<'_> {
         let word = |path: &PathBuf| format!(" {}", quoted(path.as_os_str().as_bytes()));
         let mut options: Vec<String> = global.with.iter().map(|path| format!(" --with{}", word(path))).collect();
         options.extend(global.maps.iter().map(|map| format!(" --mapfile {}", quoted(map.as_bytes()))));
+        options.extend(global.deep.then(|| " --deep".to_owned()));
         options.extend(global.case.iter().map(|case| format!(" --case{}", word(case))));
         let options = options.concat();
         // A locator has one image, to which the others are given; what takes several gets them as they were.
