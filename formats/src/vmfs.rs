@@ -11,13 +11,17 @@
 
 pub mod address;
 mod audit;
+mod check;
 pub mod descriptor;
 pub mod directory;
 pub mod file;
 mod finds;
 pub mod hash;
 pub mod header;
+pub mod heartbeat;
+pub mod journal;
 pub mod lvm;
+pub mod owner;
 pub mod resource;
 mod sweep;
 #[cfg(test)]
@@ -96,6 +100,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     device_facts(&device, &mut facts);
     if let Some(header) = &header {
         header_facts(header, &mut facts);
+        heartbeat::facts(&*alone, header, &mut facts);
     }
     let link = Link {
         name: header.map(|header| header.label),
@@ -115,6 +120,7 @@ fn open_bare(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let header = Header::load(&**bytes)?;
     let mut facts = Vec::new();
     header_facts(&header, &mut facts);
+    heartbeat::facts(&**bytes, &header, &mut facts);
     let link = Link {
         name: Some(header.label.clone()),
         id: Some(header.uuid.to_vec()),
