@@ -19,7 +19,7 @@
 //!
 //! Positions in a VMFS6 journal count from its second page, heads of pages included.
 //!
-//! | VMFS6 transaction, at position 0x20 | type | meaning | how sure |
+//! | VMFS6 transaction, behind the head of its first page | type | meaning | how sure |
 //! | --- | --- | --- | --- |
 //! | 0x00 | u64 | checksum of its last page | one real transaction |
 //! | 0x10 | u32 | position of its end | one real transaction |
@@ -54,6 +54,7 @@
 //! - A VMFS6 transaction that is complete (its head knows the checksum of its last page) and whose locks are all
 //!   still held at home with its own tokens: it was committed and not written home. It is laid over, Inferred. No
 //!   image of such a crash is known; this follows from the order above.
+//! - A VMFS6 transaction whose head counts pages that were not written: it was not finished, and does not count.
 //! - An older time or generation of a descriptor than at home: it was home.
 //! - Anything else that differs from home, in the journal of a heartbeat in use: nobody can tell. It is not laid
 //!   over, and the bytes that differ are Doubtful.
@@ -67,7 +68,7 @@ use super::volume::{Space, Volume};
 use crate::adapt::{Copied, Memory, Patch, Window};
 use crate::layer::{Bytes, Trust};
 use crate::note::Finding;
-use crate::num::{narrow, wide};
+use crate::num::{narrow, round_up, wide};
 use crate::read::{Seen, read_vec};
 use byteorder::{ByteOrder, LittleEndian};
 use std::collections::BTreeMap;
@@ -100,6 +101,8 @@ pub enum Standing {
     Home,
     /// It is not: the volume is read with it.
     Newer,
+    /// Its transaction was not finished, and does not count.
+    Torn,
     /// Nothing tells.
     Unsure,
 }
@@ -240,6 +243,8 @@ struct Transaction {
     locks: Vec<(u64, u64)>,
     /// Its head vouches for its end.
     complete: bool,
+    /// Pages that its head counts were never written.
+    torn: bool,
     /// Nothing in the journal is newer.
     newest: bool,
 }
@@ -310,8 +315,6 @@ impl Parser<'_> {
         let count = wide(self.bytes.len()).checked_div(PAGE).unwrap_or(0);
         self.pages = (0..count).map(|page| self.page(page)).collect();
         let mut found: BTreeMap<u64, Transaction> = BTreeMap::new();
-        let mut head = None;
-        let mut chain: Vec<(u64, u64)> = Vec::new();
         let mut at = FIRST.saturating_add(PAGE_HEAD);
         while at < wide(self.bytes.len()) {
             let page = at.checked_div(PAGE).unwrap_or(0);
@@ -321,34 +324,22 @@ impl Parser<'_> {
                 continue;
             };
             at = at.max(start.saturating_add(PAGE_HEAD));
-            if at == FIRST.saturating_add(PAGE_HEAD)
-                && let Some(found) = self.head(at, number)
+            if at == start.saturating_add(PAGE_HEAD)
+                && let Some(head) = self.head(at, number)
             {
-                at = found.first;
-                head = Some((number, found));
+                at = head.first;
+                let open = found.entry(number).or_default();
+                (open.complete, open.torn, open.locks) = (head.complete, head.torn, head.locks);
                 continue;
             }
             let Some((record, next)) = self.record6(at, number) else {
                 at = at.saturating_add(8);
                 continue;
             };
-            chain.push((at, next.unwrap_or(0)));
-            at = next.filter(|next| *next > at).unwrap_or(record.pieces.iter().fold(at, |_, piece| {
-                // The last record does not know where it ends.
-                piece.at.saturating_add(piece.len).saturating_add(7) & !7
-            }));
+            // The last record does not know where it ends.
+            let last = record.pieces.last().map_or(at, |piece| piece.at.saturating_add(piece.len));
+            at = next.filter(|next| *next > at).unwrap_or_else(|| round_up(last, 8).max(at.saturating_add(8)));
             found.entry(number).or_default().records.push(record);
-        }
-        if let Some((number, head)) = head {
-            let linked = chain.first().is_some_and(|(first, _)| *first == head.first)
-                && chain
-                    .windows(2)
-                    .take_while(|pair| matches!(pair, [(_, next), _] if *next != 0))
-                    .all(|pair| matches!(pair, [(_, next), (at, _)] if next == at))
-                && chain.iter().any(|(_, next)| *next == 0);
-            let open = found.entry(number).or_default();
-            open.complete = head.complete && linked;
-            open.locks = head.locks;
         }
         if let Some(mut last) = found.last_entry() {
             last.get_mut().newest = true;
@@ -365,11 +356,19 @@ impl Parser<'_> {
         if good { self.number(at.checked_add(0x18)?, 8) } else { None }
     }
 
+    fn is_page(&self, page: u64) -> bool {
+        let at = narrow(page.saturating_mul(PAGE));
+        self.bytes.get(at..).is_some_and(|bytes| bytes.starts_with(b"TO6J"))
+    }
+
+    /// The head of a transaction, if one starts at `at`.
     fn head(&self, at: u64, number: u64) -> Option<Head> {
         let field = |offset: u64, len: usize| self.number(at.checked_add(offset)?, len);
         let (locks_at, first, count) = (field(0x30, 4)?, field(0x34, 4)?, field(0x38, 2)?);
-        let room = locks_at.checked_add(count.checked_mul(LOCK)?)? == first && first < PAGE;
-        (field(0x28, 8)? == number && locks_at > PAGE_HEAD && room).then_some(())?;
+        let page = at.checked_div(PAGE)?;
+        let in_page = FIRST.checked_add(first)?.checked_div(PAGE)? == page;
+        let room = locks_at.checked_add(count.checked_mul(LOCK)?)? == first && in_page;
+        (field(0x28, 8)? == number && FIRST.checked_add(locks_at)? > at && room).then_some(())?;
         let mut locks = Vec::new();
         for i in 0..count {
             let lock = locks_at.checked_add(i.checked_mul(LOCK)?)?;
@@ -379,14 +378,17 @@ impl Parser<'_> {
             }
         }
         let last = FIRST.checked_add(field(0x10, 4)?.checked_sub(1)?)?.checked_div(PAGE)?;
-        let whole = (1..=last).all(|page| self.pages.get(narrow(page)).copied().flatten() == Some(number));
+        let whole = (page..=last).all(|page| self.pages.get(narrow(page)).copied().flatten() == Some(number));
+        // What stands in the place of a page that was not written is a page, of another transaction or of none.
+        let all_pages = (page..=last).all(|page| self.is_page(page));
         let checksum = field(0, 8)?;
         let complete = whole
             && self.seen.is_whole()
             && checksum != 0
             && self.number(last.checked_mul(PAGE)?.checked_add(8)?, 8)? == checksum
             && wide(locks.len()) == count;
-        Some(Head { first: FIRST.checked_add(first)?, locks, complete })
+        let torn = !whole && all_pages && self.seen.is_whole();
+        Some(Head { first: FIRST.checked_add(first)?, locks, complete, torn })
     }
 
     /// Whether a range of the journal lies in the body of one page of a transaction.
@@ -471,6 +473,7 @@ struct Head {
     first: u64,
     locks: Vec<(u64, u64)>,
     complete: bool,
+    torn: bool,
 }
 
 /// A part of a record that no later one of its journal has again and that differs from home.
@@ -579,17 +582,21 @@ fn judge(space: &Space, data: &[u8], transactions: &mut [Transaction], differenc
         }
         locks.sort_unstable();
         locks.dedup();
-        let (newest, complete) = (transaction.newest, transaction.complete);
+        let Transaction { newest, complete, torn, .. } = *transaction;
         for (record, image) in transaction.records.iter_mut().zip(&images) {
             let own = record.target.checked_sub(space.header.md);
-            record.standing = if !newest || !differs.contains(&number) {
+            record.standing = if torn {
+                Standing::Torn
+            } else if !newest || !differs.contains(&number) {
                 Standing::Home
             } else {
                 // The lock of the record itself says most, be it in the record or before it.
                 let near: Vec<_> =
                     locks.iter().filter(|(at, _)| *at == record.target || Some(*at) == own).copied().collect();
-                let by_lock =
-                    if near.is_empty() { by_locks(space, &locks, complete) } else { by_locks(space, &near, complete) };
+                let by_lock = by_locks(space, &near, complete)
+                    .filter(|standing| *standing != Standing::Unsure)
+                    .or_else(|| by_locks(space, &locks, complete))
+                    .unwrap_or(Standing::Unsure);
                 let older = || image.as_ref().is_some_and(|image| is_older(space, record.target, image));
                 match by_lock {
                     Standing::Unsure if older() => Standing::Home,
@@ -601,23 +608,25 @@ fn judge(space: &Space, data: &[u8], transactions: &mut [Transaction], differenc
     }
 }
 
-fn by_locks(space: &Space, locks: &[(u64, u64)], complete: bool) -> Standing {
-    let mut held = complete && !locks.is_empty();
-    let (mut home, mut newer) = (false, false);
+/// What the locks of a transaction say. `None` if none of them can be read at home.
+fn by_locks(space: &Space, locks: &[(u64, u64)], complete: bool) -> Option<Standing> {
+    let mut held = complete;
+    let (mut any, mut home, mut newer) = (false, false, false);
     for (at, token) in locks {
         let Some(lock) = Lock::load(&*space.lv, *at) else {
             held = false;
             continue;
         };
+        any = true;
         home |= lock.token > *token;
         newer |= lock.token < *token;
         held &= lock.token == *token && lock.mode != 0;
     }
-    match (home, newer, held) {
+    any.then_some(match (home, newer, held) {
         (true, false, _) => Standing::Home,
         (false, true, _) | (false, false, true) => Standing::Newer,
         _ => Standing::Unsure,
-    }
+    })
 }
 
 /// Whether the image of a descriptor's metadata is older than home.
@@ -673,7 +682,7 @@ pub(super) fn replay(volume: &Volume) -> Replay {
                 .next_back()
                 .is_some_and(|(_, end)| end.target.saturating_add(end.len) > range.start);
             match record.standing {
-                Standing::Home => {}
+                Standing::Home | Standing::Torn => {}
                 Standing::Newer if !taken => {
                     let text = format!(
                         "{} bytes at {:#x} are newer in {name}, at {:#x} of it, than where they belong: they are read from there",
@@ -819,7 +828,7 @@ fn each(volume: &Volume, take: &mut dyn FnMut(&Journal, &Record, &[u8])) {
                 let bytes = data.get(start..start.saturating_add(narrow(piece.len))).unwrap_or_default();
                 match &mut open {
                     Some((target, have)) if target.saturating_add(wide(have.len())) == piece.target => {
-                        have.extend(bytes)
+                        have.extend(bytes);
                     }
                     _ => give(open.replace((piece.target, bytes.to_vec()))),
                 }
