@@ -87,6 +87,8 @@ const FIRST: u64 = PAGE;
 /// Bytes of the head of a record.
 const HEAD5: u64 = 32;
 const HEAD6: u64 = 0x28;
+/// Bytes of a descriptor's metadata without which it is none.
+const METADATA: usize = 0x90;
 /// Bytes of a lock in a transaction's head.
 const LOCK: u64 = 32;
 /// Findings of one volume's journals that are told one by one.
@@ -754,25 +756,38 @@ impl Replay {
 
 // What journals know that nothing else does
 
-/// All descriptors that the journals of a volume have whole, the oldest first: what they were, be it home or not.
+/// All descriptors that the journals of a volume have, the oldest first: what they were, be it home or not.
 #[must_use]
 pub fn images(volume: &Volume) -> Vec<Image> {
     let mut found = Vec::new();
     let header = &volume.space.header;
+    let size = header.descriptor_size().saturating_sub(header.md);
     each(volume, &mut |journal, record, bytes| {
-        let Some(at) = record.target.checked_sub(header.md) else { return };
-        let whole = wide(bytes.len()) == header.descriptor_size().saturating_sub(header.md);
-        let address = number(bytes, 0, 4).and_then(|raw| FdAddress::of(u32::try_from(raw).ok()?));
-        if !whole || address.is_none() {
-            return;
-        }
-        // The lock sector has a record of its own, or none: of it, only what makes it one is needed.
-        let mut all = vec![0; narrow(header.md)];
-        all.splice(..12, MAGIC.to_le_bytes().into_iter().chain(at.to_le_bytes()));
-        all.extend(bytes);
-        if let Ok(descriptor) = Descriptor::parse(header, at, &all, Trust::Inferred) {
-            let (journal, standing) = (journal.at, record.standing);
-            found.push(Image { descriptor, standing, journal, at: record.at, bytes: all.into() });
+        let mut start: u64 = 0;
+        while let Some(metadata) = bytes.get(narrow(start)..).filter(|metadata| metadata.len() >= METADATA) {
+            let metadata = metadata.get(..narrow(size)).unwrap_or(metadata);
+            let at = record.target.saturating_add(start).checked_sub(header.md);
+            start = start.saturating_add(header.md);
+            let address = number(metadata, 0, 4).and_then(|raw| FdAddress::of(u32::try_from(raw).ok()?));
+            let Some(at) = at.filter(|at| address.is_some_and(|address| volume.locate(address) == Ok(*at))) else {
+                continue;
+            };
+            // The lock sector has a record of its own, or none: of it, only what makes it one is needed.
+            let mut all = vec![0; narrow(header.md)];
+            all.splice(..12, MAGIC.to_le_bytes().into_iter().chain(at.to_le_bytes()));
+            all.extend(metadata);
+            // A sector of pointers that did not change has no record: it is as at home, if that did not change since.
+            let have = wide(all.len());
+            let mut trust = Trust::Inferred;
+            if let Some(missing) = header.descriptor_size().checked_sub(have).filter(|missing| *missing > 0) {
+                let (home, seen) = read_vec(&*volume.space.lv, at.saturating_add(have), narrow(missing));
+                all.extend(home);
+                trust = if record.standing == Standing::Newer && seen.is_whole() { trust } else { Trust::Doubtful };
+            }
+            if let Ok(descriptor) = Descriptor::parse(header, at, &all, trust) {
+                let (journal, standing) = (journal.at, record.standing);
+                found.push(Image { descriptor, standing, journal, at: record.at, bytes: all.into() });
+            }
         }
     });
     found
@@ -812,28 +827,37 @@ pub fn names(volume: &Volume) -> Vec<Name> {
     found
 }
 
-/// Every range of the volume that a record has, as a record of its own, with its bytes.
+/// Every range of the volume that a record has, or that several have of which each goes on where the one before ends,
+/// as a record of its own, with its bytes.
 fn each(volume: &Volume, take: &mut dyn FnMut(&Journal, &Record, &[u8])) {
     for journal in journals(volume) {
         let (data, _) = read_vec(&*journal.bytes, 0, narrow(journal.bytes.len().min(LONGEST)));
-        for record in &journal.records {
-            let mut open: Option<(u64, Vec<u8>)> = None;
-            let mut give = |part: Option<(u64, Vec<u8>)>| {
-                if let Some((target, bytes)) = part {
-                    take(&journal, &Record { target, ..record.clone() }, &bytes);
-                }
-            };
-            for piece in &record.pieces {
-                let start = narrow(piece.at);
-                let bytes = data.get(start..start.saturating_add(narrow(piece.len))).unwrap_or_default();
-                match &mut open {
-                    Some((target, have)) if target.saturating_add(wide(have.len())) == piece.target => {
-                        have.extend(bytes);
+        let mut open: Option<(Record, Vec<u8>)> = None;
+        let parts = journal.records.iter().flat_map(|record| record.pieces.iter().map(move |piece| (record, piece)));
+        for (record, piece) in parts {
+            let start = narrow(piece.at);
+            let bytes = data.get(start..start.saturating_add(narrow(piece.len))).unwrap_or_default();
+            match &mut open {
+                Some((first, have))
+                    if first.transaction == record.transaction
+                        && first.target.saturating_add(wide(have.len())) == piece.target =>
+                {
+                    have.extend(bytes);
+                    // What was not whole is as sure as the least sure part.
+                    if record.standing != Standing::Home {
+                        first.standing = record.standing;
                     }
-                    _ => give(open.replace((piece.target, bytes.to_vec()))),
+                }
+                _ => {
+                    let next = (Record { target: piece.target, ..record.clone() }, bytes.to_vec());
+                    if let Some((record, bytes)) = open.replace(next) {
+                        take(&journal, &record, &bytes);
+                    }
                 }
             }
-            give(open);
+        }
+        if let Some((record, bytes)) = open {
+            take(&journal, &record, &bytes);
         }
     }
 }

@@ -110,7 +110,7 @@ pub(super) fn rebuild(volume: &Volume, at: u64, address: FdAddress) -> Option<De
         owned.images.iter().rev().find(|image| image.descriptor.address == address && image.descriptor.at == at);
     if let Some(image) = image.filter(|image| image.descriptor.links > 0) {
         let origin = Origin::Journal { journal: image.journal, at: image.at };
-        return Some(Descriptor { origin, trust: Trust::Inferred, ..image.descriptor.clone() });
+        return Some(Descriptor { origin, ..image.descriptor.clone() });
     }
     let parts = owned.subs.get(&address).filter(|parts| parts.len() <= PARTS)?;
     let sbc = volume.pools.sbc.as_ref()?;
