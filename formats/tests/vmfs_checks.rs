@@ -61,8 +61,8 @@ fn datastore(bytes: Bytes) -> Arc<dyn Tree> {
     tree(open(bytes).join_alone().unwrap())
 }
 
-fn volume(bytes: Bytes) -> Volume {
-    let logical = Arc::new(Logical::new(Lvm::load(&bytes).unwrap(), []));
+fn volume(bytes: &Bytes) -> Volume {
+    let logical = Arc::new(Logical::new(Lvm::load(bytes).unwrap(), []));
     let lv: Bytes = Arc::<Logical>::clone(&logical);
     Volume::load(&lv, Some(logical), &Pool::new(32 << 20).share()).unwrap()
 }
@@ -127,7 +127,7 @@ fn what_was_committed_and_not_written_home_counts() {
         // What the journal does not touch is as sound as before.
         let old = tree.open(find(&*tree, "old")).unwrap();
         assert_eq!(walk(&*old, 0..old.len()).map(|run| run.trust).max(), Some(Trust::Sound), "{version:?}");
-        let volume = volume(Arc::new(Disk(crashed.devices[0].clone())));
+        let volume = volume(&(Arc::new(Disk(crashed.devices[0].clone())) as Bytes));
         let known = journal::images(&volume);
         assert!(known.iter().any(|image| image.descriptor.len == 3_000_000), "{version:?}");
         let names = journal::names(&volume);
@@ -212,7 +212,7 @@ fn what_nobody_can_tell_of_is_doubtful() {
         assert_eq!((node.len, node.trust), (9000, Trust::Doubtful), "{version:?}");
         let found = findings(&*tree);
         assert_eq!(codes(&found), BTreeSet::from(["VMFS-JOURNAL-UNSURE"]), "{version:?}: {found:?}");
-        let all = journal::journals(&volume(bytes));
+        let all = journal::journals(&volume(&bytes));
         assert!(all[0].records.iter().any(|record| record.standing == Standing::Unsure));
     }
 }
@@ -286,27 +286,27 @@ fn a_real_transaction_of_vmfs5_counts_if_its_host_died() {
 #[test]
 fn lost_descriptors_come_back_from_journals_and_owners() {
     let Some(image) = image("vmfs6") else { return };
-    let healthy = volume(image.clone());
+    let healthy = volume(&(image.clone() as Bytes));
     let names = datastore(image.clone());
     let lose = |address: FdAddress| {
         let at = healthy.locate(address).unwrap();
         let lost = BASE + at..BASE + at + 8192;
         let bytes: Bytes = Arc::new(Damaged::new(image.clone(), vec![lost], Why::Unreadable));
-        (volume(Bytes::clone(&bytes)), datastore(bytes))
+        (volume(&bytes), datastore(bytes))
     };
     let address = |path: &str| FdAddress(u32::try_from(find(&*names, path).0).unwrap());
 
     // The last file that was made is in the journal.
     let last = FdAddress(0x0480_0244);
-    let (lost, tree) = lose(last);
-    let fd = lost.descriptor(last).unwrap();
+    let (broken, tree) = lose(last);
+    let fd = broken.descriptor(last).unwrap();
     assert!(matches!(fd.origin, Origin::Journal { .. }) && fd.trust == Trust::Inferred);
     assert_eq!(fd.generation, healthy.descriptor(last).unwrap().generation);
     assert!(codes(&findings(&*tree)).contains("VMFS-FD-JOURNAL"));
 
     // A disk of two levels: its one upper table says where the others belong.
-    let (lost, tree) = lose(address("large-flat.vmdk"));
-    let fd = lost.descriptor(address("large-flat.vmdk")).unwrap();
+    let (broken, tree) = lose(address("large-flat.vmdk"));
+    let fd = broken.descriptor(address("large-flat.vmdk")).unwrap();
     assert_eq!((fd.origin, fd.trust, fd.blocks), (Origin::Owners, Trust::Inferred, 1));
     let layer = tree.open(find(&*tree, "large-flat.vmdk")).unwrap();
     let (bytes, seen) = read_vec(&*layer, 117 * GIB, 512);
@@ -314,15 +314,15 @@ fn lost_descriptors_come_back_from_journals_and_owners() {
     assert!(codes(&findings(&*tree)).contains("VMFS-FD-OWNERS"));
 
     // A disk of one table that has holes before its data: nobody can tell where the table belongs.
-    let (lost, tree) = lose(address("normal-flat.vmdk"));
-    let fd = lost.descriptor(address("normal-flat.vmdk")).unwrap();
+    let (broken, tree) = lose(address("normal-flat.vmdk"));
+    let fd = broken.descriptor(address("normal-flat.vmdk")).unwrap();
     assert_eq!((fd.origin, fd.trust, fd.blocks), (Origin::Owners, Trust::Doubtful, 1));
     let layer = tree.open(find(&*tree, "normal-flat.vmdk")).unwrap();
     assert!(walk(&*layer, 0..layer.len()).all(|run| run.trust == Trust::Doubtful));
 
     // A folder: its header and its entries know where they belong.
-    let (lost, tree) = lose(address("directory"));
-    let fd = lost.descriptor(address("directory")).unwrap();
+    let (broken, tree) = lose(address("directory"));
+    let fd = broken.descriptor(address("directory")).unwrap();
     assert_eq!(fd.origin, Origin::Owners);
     assert_eq!(list(&*tree, find(&*tree, "directory")), list(&*names, find(&*names, "directory")));
 
@@ -336,7 +336,7 @@ fn lost_descriptors_come_back_from_journals_and_owners() {
 fn a_pointer_that_became_zero_is_no_sound_hole() {
     for name in ["vmfs5", "vmfs6"] {
         let Some(image) = image(name) else { return };
-        let healthy = volume(image.clone());
+        let healthy = volume(&(image.clone() as Bytes));
         let names = datastore(image.clone());
         let fd = healthy.descriptor(FdAddress(u32::try_from(find(&*names, "bigger").0).unwrap())).unwrap();
         let width = healthy.space.header.width.bytes();
@@ -360,14 +360,17 @@ fn nothing_contradicts_on_healthy_volumes() {
         assert_eq!(codes(&found), BTreeSet::new(), "{name}: {found:?}");
         let hosts = found.iter().filter(|finding| finding.code == "VMFS-HOST").count();
         assert_eq!(hosts, usize::from(name != "zero6"), "{name}");
-        assert_eq!(volume(image).findings, [], "{name}");
+        assert_eq!(volume(&(image as Bytes)).findings, [], "{name}");
     }
 }
+
+/// What is wrong, what is written to make it so, and what is told.
+type Case = (&'static str, Vec<(u64, Vec<u8>)>, &'static [&'static str]);
 
 #[test]
 fn each_contradiction_is_told() {
     let Some(image) = image("vmfs6") else { return };
-    let healthy = volume(image.clone());
+    let healthy = volume(&(image.clone() as Bytes));
     let names = datastore(image.clone());
     let fd = |path: &str| healthy.descriptor(FdAddress(u32::try_from(find(&*names, path).0).unwrap())).unwrap();
     let header =
@@ -385,7 +388,7 @@ fn each_contradiction_is_told() {
     let byte = |at: u64| read_vec(healthy.lv(), at, 1).0[0];
     let flip = |at: u64, bit: u8| (at, vec![byte(at) ^ bit]);
     let in_sfb = header(sfb, cluster);
-    let cases: [(&str, Vec<(u64, Vec<u8>)>, &[&str]); 9] = [
+    let cases: [Case; 9] = [
         ("links", vec![(metadata + 8, word(3, 4))], &["VMFS-FD-LINKS"]),
         ("parent", vec![(metadata + 0x70, word(fd("directory").address.0.into(), 4))], &["VMFS-FD-PARENT"]),
         ("owner of a descriptor", vec![(header(fdc, 15) + 0x8E0, word(0x0040_03C4, 4))], &["VMFS-OWNER"]),
@@ -501,6 +504,10 @@ struct Structure {
     hangs: Option<Vec<String>>,
 }
 
+fn is_system(path: &str) -> bool {
+    path.as_bytes().ends_with(b".sf")
+}
+
 fn structures(volume: &Volume, tree: &dyn Tree) -> Vec<Structure> {
     let header = &volume.space.header;
     let half = header.cluster_header_size();
@@ -540,9 +547,8 @@ fn structures(volume: &Volume, tree: &dyn Tree) -> Vec<Structure> {
         add("journal".into(), journal.at, 0x6000, Some(Vec::new()));
     }
     for (path, entry) in vmfs_support::all(tree) {
-        let is_system = path.ends_with(".sf");
         // Files in one folder are alike: a few of them stand for all.
-        if is_system || path.contains("/file") && !path.ends_with('7') {
+        if is_system(&path) || path.contains("/file") && !path.ends_with('7') {
             continue;
         }
         let fd = volume.descriptor(FdAddress(u32::try_from(entry.id.0).unwrap())).unwrap();
@@ -578,7 +584,7 @@ fn structures(volume: &Volume, tree: &dyn Tree) -> Vec<Structure> {
 fn what_hangs_on_a_structure_is_lost_and_nothing_else() {
     for name in ["vmfs5", "vmfs6"] {
         let Some(image) = image(name) else { return };
-        let volume = volume(image.clone());
+        let volume = volume(&(image.clone() as Bytes));
         let healthy = datastore(image.clone());
         let right = everything(&*healthy);
         let structures = structures(&volume, &*healthy);
@@ -625,7 +631,7 @@ fn what_hangs_on_a_structure_is_lost_and_nothing_else() {
                         wrong(format!("{path} is wrong and sound at {range:x?}"));
                     }
                     // System files have the damage as their content, and a bad sector in them is lost.
-                    let own = path.ends_with(".sf");
+                    let own = is_system(path);
                     let harmed = !harm.lost.is_empty() || harm.doubted;
                     if !hangs && !own && harmed {
                         wrong(format!("{path} is harmed: {:x?}", harm.lost));

@@ -241,6 +241,7 @@ fn file(six: bool, levels: u32, len: u64, pointers: &[(usize, u64)]) -> File {
         pointers_at: 0x4000_1600,
         content_at: 0x4000_1200,
         content_len: 3584,
+        origin: super::descriptor::Origin::Disk,
         trust: Trust::Sound,
     };
     File::new(Arc::new(space), Arc::new(Pools::default()), descriptor)
