@@ -164,13 +164,14 @@ impl Datastore {
             let total = blocks.total.min(self.volume.lv().len() >> self.volume.space.header.file_shift.min(63));
             picture.used = vec![0; narrow(total.div_ceil(64))];
         }
+        let named_in: BTreeSet<u64> = picture.named.keys().map(|address| address.spot().cluster).collect();
         // An address has 16 bits for the cluster.
         for cluster in 0..fdc.clusters().min(1 << 16) {
             let state = match fdc.cluster(&self.volume.space, cluster) {
                 Ok(state) => state,
                 Err(error) => {
                     let first = FdAddress::new(Spot { cluster, resource: 0 });
-                    let named = cluster == 0 || picture.named.keys().any(|address| address.spot().cluster == cluster);
+                    let named = cluster == 0 || named_in.contains(&cluster);
                     if named && error == Error::NotFound {
                         let at = first.and_then(|first| self.volume.locate(first).ok()).unwrap_or_default();
                         let text =

@@ -319,6 +319,12 @@ fn judge(space: &Space, data: &[u8], transactions: &mut [Transaction], differenc
         locks.sort_unstable();
         locks.dedup();
         let Transaction { newest, complete, torn, .. } = *transaction;
+        let by_all = if newest && !torn { by_locks(space, &locks, complete) } else { None };
+        let of = |at: u64| {
+            let start = locks.partition_point(|(lock, _)| *lock < at);
+            let end = locks.partition_point(|(lock, _)| *lock <= at);
+            locks.get(start..end).unwrap_or_default()
+        };
         for (record, image) in transaction.records.iter_mut().zip(&images) {
             let own = record.target.checked_sub(space.header.md);
             record.standing = if torn {
@@ -327,11 +333,11 @@ fn judge(space: &Space, data: &[u8], transactions: &mut [Transaction], differenc
                 Standing::Home
             } else {
                 // The lock of the record itself says most, be it in the record or before it.
-                let near: Vec<_> =
-                    locks.iter().filter(|(at, _)| *at == record.target || Some(*at) == own).copied().collect();
+                let mut near = of(record.target).to_vec();
+                near.extend(own.map(of).unwrap_or_default());
                 let by_lock = by_locks(space, &near, complete)
                     .filter(|standing| *standing != Standing::Unsure)
-                    .or_else(|| by_locks(space, &locks, complete))
+                    .or(by_all)
                     .unwrap_or(Standing::Unsure);
                 let older = || image.as_ref().is_some_and(|image| is_older(space, record.target, image));
                 match by_lock {

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// Bytes of a descriptor's metadata without which it is none.
 const METADATA: usize = 0x90;
+/// Bytes of descriptors that are kept.
+const ROOM: u64 = 64 << 20;
 
 /// A descriptor that a journal has.
 #[derive(Clone, Debug)]
@@ -47,12 +49,14 @@ pub struct Name {
     pub standing: Standing,
 }
 
-/// All descriptors that the journals of a volume have, the oldest first: what they were, be it home or not.
+/// All descriptors that the journals of a volume have, the oldest first: what they were, be it home or not. Those of
+/// 64 MiB at most.
 #[must_use]
 pub fn images(volume: &Volume) -> Vec<Image> {
     let mut found = Vec::new();
     let header = &volume.space.header;
     let size = header.descriptor_size().saturating_sub(header.md);
+    let mut room = ROOM;
     each(volume, &mut |journal, record, bytes| {
         let mut start: u64 = 0;
         while let Some(metadata) = bytes.get(narrow(start)..).filter(|metadata| metadata.len() >= METADATA) {
@@ -75,7 +79,9 @@ pub fn images(volume: &Volume) -> Vec<Image> {
                 all.extend(home);
                 trust = if record.standing == Standing::Newer && seen.is_whole() { trust } else { Trust::Doubtful };
             }
+            let Some(left) = room.checked_sub(wide(all.len())) else { return };
             if let Ok(descriptor) = Descriptor::parse(header, at, &all, trust) {
+                room = left;
                 let (journal, standing) = (journal.at, record.standing);
                 found.push(Image { descriptor, standing, journal, at: record.at, bytes: all.into() });
             }
