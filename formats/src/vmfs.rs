@@ -12,13 +12,17 @@
 
 pub mod address;
 mod audit;
+mod check;
 pub mod descriptor;
 pub mod directory;
 pub mod file;
 mod finds;
 pub mod hash;
 pub mod header;
+pub mod heartbeat;
+pub mod journal;
 pub mod lvm;
+pub mod owner;
 mod rebuild;
 pub mod resource;
 mod sweep;
@@ -123,7 +127,7 @@ fn measured(mut device: Device, memo: &Memo) -> Device {
     let lv: Bytes = Arc::new(Logical::new(device.clone(), []));
     let Ok(found) = rebuild::header(&lv, memo) else { return device };
     (device.volume.uuid, device.volume.snapshot_id) = (found.header.lv_uuid, found.header.lv_snapshot_id);
-    let volume = Volume::with(found.header, &found.lv, None, &memo.share());
+    let volume = Volume::home(found.header, &found.lv, None, &memo.share());
     let Some(len) = rebuild::length(&volume) else { return device };
     let have = device.bytes.len().saturating_sub(device.data_offset);
     if device.major != 0 {
@@ -165,6 +169,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     }
     if let Some(header) = &header {
         header_facts(header, &mut facts);
+        heartbeat::facts(&*lv, header, &mut facts);
     }
     let made = header.as_ref().map(|header| i128::from(header.created).saturating_mul(1_000_000_000));
     let own = header.as_ref().map(|header| header.uuid.to_vec());
@@ -185,6 +190,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
 fn open_head(bytes: &Bytes, header: Header, memo: &Memo) -> Opened {
     let mut facts = Vec::new();
     header_facts(&header, &mut facts);
+    heartbeat::facts(&**bytes, &header, &mut facts);
     let link = Link {
         name: Some(header.label.clone()),
         id: Some(header.uuid.to_vec()),

@@ -559,6 +559,27 @@ impl Map {
     }
 }
 
+/// Whether these are the first bytes of a folder of VMFS6.
+pub(super) fn is_head(bytes: &[u8]) -> bool {
+    bytes.first_chunk::<4>().is_some_and(|raw| [VERSION, VERSION_DEBUG].contains(&u32::from_le_bytes(*raw)))
+}
+
+/// Where in its folder these blocks lie, by the first entry that says where it lies itself.
+pub(super) fn place_of(bytes: &[u8], md: u64) -> Option<u64> {
+    let mut at: u64 = 0;
+    while let Some(block) = bytes.get(narrow(at)..).filter(|block| !block.is_empty()) {
+        let entry = block.get(narrow(BLOCK_HEADER)..narrow(BLOCK_HEADER.saturating_add(ENTRY6)))?;
+        let own = LittleEndian::read_u64(entry.get(0x10..0x18)?);
+        let named = numbers(entry).is_some_and(|(_, address, _)| FdAddress::of(address).is_some());
+        let start = own.checked_sub(BLOCK_HEADER).and_then(|start| start.checked_sub(at));
+        if let Some(start) = start.filter(|start| named && *start >= BLOCKS_AT && start.is_multiple_of(md)) {
+            return Some(start);
+        }
+        at = at.saturating_add(md);
+    }
+    None
+}
+
 fn is_cut(seen: &Seen, at: u64, len: u64) -> bool {
     seen.gaps.iter().any(|gap| gap.range.start < at.saturating_add(len) && at < gap.range.end)
 }

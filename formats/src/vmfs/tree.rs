@@ -139,4 +139,8 @@ impl Tree for Datastore {
     fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
         self.audit_part(part, sink)
     }
+
+    fn check(&self, sink: &mut dyn FnMut(Finding)) {
+        self.cross_check(sink);
+    }
 }
