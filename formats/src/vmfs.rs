@@ -10,14 +10,17 @@
 //! All integers are little-endian and records are packed. Every lock sector names its own position.
 
 pub mod address;
+mod assemble;
 mod audit;
 pub mod descriptor;
 pub mod directory;
 pub mod file;
 mod finds;
+mod fragment;
 pub mod hash;
 pub mod header;
 pub mod lvm;
+mod pieces;
 pub mod resource;
 mod sweep;
 #[cfg(test)]
