@@ -19,12 +19,12 @@ use std::sync::Arc;
 use vdrecover_formats::format::Window;
 use vdrecover_formats::laws::{Effort, check_laws};
 use vdrecover_formats::{
-    Bytes, Fault, Find, Finding, Layer, Named, Note, Place, Run, State, Tree, Trust, Why, read_vec, vmfs, walk,
+    Bytes, Fault, Find, Finding, Layer, Named, Note, Place, Run, State, Tree, Trust, Why, read_vec, walk,
 };
 use vdrecover_testdata::Device;
 use vdrecover_testdata::gpt::{Guid, Partition, TYPE_LINUX, write_gpt, write_mbr};
 use vdrecover_testdata::vmdk::Descriptor;
-use vdrecover_testdata::vmfs::{Allocation, Content, Layout, Located, Version, Vmfs, VmfsSpec, pattern};
+use vdrecover_testdata::vmfs::{Addressing, Allocation, Content, Layout, Located, Version, Vmfs, VmfsSpec, pattern};
 use vmfs_support::{CHUNK, GIB, MIB, Sparse, tree};
 
 const VOLUME: u64 = 4 * GIB;
@@ -305,9 +305,22 @@ fn score(layer: &dyn Layer, located: &Located, skip: u64) -> Score {
     score
 }
 
+/// Every find keeps the laws, and two share a block only if both are doubtful of it.
 fn lawful(tree: &dyn Tree) {
+    let mut claimed = std::collections::BTreeSet::new();
     for find in finds(tree) {
-        check_laws(&*tree.open(find.entry.id).unwrap(), Effort::default()).unwrap();
+        let layer = tree.open(find.entry.id).unwrap();
+        check_laws(&*layer, Effort::default()).unwrap();
+        let mut at = 0;
+        while at < layer.len() {
+            let run = layer.run(at, layer.len() - at);
+            if let (Place::Below { offset, .. }, Trust::Inferred) = (run.place, run.trust) {
+                for block in offset / MIB..(offset + run.len).div_ceil(MIB) {
+                    assert!(claimed.insert(block), "block {block} is in two finds: {find:?}");
+                }
+            }
+            at += run.len;
+        }
         assert_eq!(find.entry.state, State::Fragment);
         assert!(tree.node(find.entry.id).unwrap().trust > Trust::Sound);
     }
@@ -341,10 +354,16 @@ fn a_disk_comes_back_by_its_pointer_blocks() {
             assert_eq!(find.parent, Some(tree.lookup(tree.root(), b"vm").unwrap().unwrap().id));
             let plain: Vec<Find> =
                 finds(&*tree).into_iter().filter(|find| find.entry.state == State::Fragment).collect();
-            assert!(!plain.is_empty(), "the pointer blocks are found without a search");
-            for find in plain {
+            // The pointer blocks are found without a search. VMFS5 has two for 1.2 GiB: one goes on where the other ends,
+            // a third names them, or nothing joins them.
+            assert_eq!(plain.len(), if !six && kind == "shuffled" { 2 } else { 1 }, "{plain:?}");
+            for find in &plain {
                 check_laws(&*tree.open(find.entry.id).unwrap(), Effort::default()).unwrap();
                 assert!(tree.node(find.entry.id).unwrap().len > 0);
+            }
+            if let [find] = plain.as_slice() {
+                let score = self::score(&*tree.open(find.entry.id).unwrap(), &located, 0);
+                assert_eq!((score.right, score.wrong), (score.all, 0), "{find:?}");
             }
         }
     }
@@ -379,7 +398,7 @@ fn windows_comes_back_by_its_mft() {
     disk(&mut store, "win", &windows(900 * MIB, 3, 0x1234), &thick());
     let located = delete(&mut store, "win", true, false);
     let (find, score) = one("NTFS on MBR, anchors only", &searched(&*opened(store)), &located);
-    assert!(score.share() > 99, "all but what lies behind the last sector of NTFS: {score:?}");
+    assert!(score.share() >= 99, "all but what lies behind the last sector of NTFS: {score:?}");
     assert_eq!(find.entry.name, b"win-flat.vmdk");
     // In no order, only the blocks that have anchors are known: the `$MFT`, the boot sectors.
     let mut store = Vmfs::new(spec(true));
@@ -472,7 +491,36 @@ fn pieces_are_joined_where_anchors_are() {
     let find = finds(&*tree).into_iter().find(|find| find.entry.name == b"db-flat.vmdk").unwrap();
     let score = score(&*tree.open(find.entry.id).unwrap(), &located, 0);
     eprintln!("in 40 pieces, anchors only: {}%, {score:?}", score.share());
-    assert!(score.wrong == 0 && score.right > 0, "{score:?}");
+    assert!(score.wrong == 0 && score.right == score.all, "{score:?}");
+}
+
+/// The disk was written in another order than it lies in: stretches of any length, each somewhere else.
+#[test]
+fn stretches_out_of_order_are_not_mixed_up() {
+    for (round, cuts) in
+        [[300, 37, 211, 90, 401, 161], [64, 128, 33, 500, 75, 400], [10, 700, 20, 300, 50, 120]].iter().enumerate()
+    {
+        let mut store = store(true);
+        disk(&mut store, "db", &linux(1200 * MIB, 1, 1), &thick());
+        let mut located = delete(&mut store, "db", true, false);
+        let mut start = 0;
+        let pieces: Vec<Vec<usize>> = cuts
+            .iter()
+            .map(|len| {
+                start += len;
+                (start - len..start).collect()
+            })
+            .collect();
+        let order: Vec<usize> = [3, 1, 5, 0, 4, 2].iter().flat_map(|piece| pieces[*piece].clone()).collect();
+        let places: Vec<u64> = located.blocks.iter().map(|block| block.lv).collect();
+        let bytes: Vec<Vec<u8>> = order.iter().map(|i| store.read_lv(places[*i], MIB as usize)).collect();
+        for ((i, place), bytes) in order.iter().zip(&places).zip(bytes) {
+            store.write_lv(*place, &bytes);
+            located.blocks[*i].lv = *place;
+        }
+        let (_, score) = one(&format!("out of order {round}, anchors only"), &searched(&*opened(store)), &located);
+        assert!(score.right > 250, "{score:?}");
+    }
 }
 
 #[test]
@@ -490,7 +538,8 @@ fn a_volume_without_its_disk_is_a_find() {
     assert!(found[0].entry.name.starts_with(b"root_ext_09"), "{found:?}");
     let score = score(&*tree.open(found[0].entry.id).unwrap(), &located, MIB);
     eprintln!("no partition table: {}%, {score:?}", score.share());
-    assert!(score.wrong == 0 && score.share() > 80, "{score:?}");
+    // The last copy of the superblock lies in group 49 of 75.
+    assert!(score.wrong == 0 && score.right == 393, "{score:?}");
 }
 
 #[test]
@@ -573,5 +622,4 @@ fn nothing_is_made_up_on_a_real_volume() {
     assert!(before.iter().all(|find| find.entry.state != State::Fragment), "{before:?}");
     let tree = searched(&*tree);
     assert!(finds(&*tree).is_empty(), "{:?}", finds(&*tree));
-    let _ = vmfs::FORMAT.name;
 }

@@ -9,6 +9,8 @@
 //! - A volume belongs to the partition that it lies behind without a break, or to the only one of its length.
 //! - Blocks between two anchors of one disk with the same distance from volume to disk are taken to be of it: `ESXi`
 //!   takes the next free block. Not so if any anchor in between says otherwise, of this disk or of another.
+//! - Where the distance grows, and between the two are exactly as many free blocks as are missing, it grew by what
+//!   others had there, and the free ones are of the disk.
 //! - A pointer block is placed by the anchors in the blocks that it names, and by its neighbours.
 //! - Clones share all their names. If two blocks claim one place, every stretch is a find of its own, unless a pointer
 //!   block joins them.
@@ -598,12 +600,18 @@ impl Bench<'_> {
             let mut last: Option<Pin> = None;
             for pin in &candidate.pins {
                 self.stretch(pin.index, pin.block, 1, &mut pinned);
-                let before = last.replace(*pin).filter(|last| last.shift() == pin.shift());
-                let Some(before) = before.filter(|before| before.index.saturating_add(1) < pin.index) else { continue };
-                let mut inside = all.range(before.block.saturating_add(1)..pin.block).flat_map(|(_, pins)| pins);
-                if inside.all(|(of, shift)| *of == i && *shift == pin.shift()) {
-                    let count = pin.index.saturating_sub(before.index).saturating_sub(1);
-                    self.stretch(before.index.saturating_add(1), before.block.saturating_add(1), count, &mut pinned);
+                let before = last.replace(*pin).filter(|last| last.index.saturating_add(1) < pin.index);
+                let Some(before) = before.filter(|before| before.block.saturating_add(1) < pin.block) else { continue };
+                let mut inside =
+                    all.range(before.block.saturating_add(1)..pin.block).flat_map(|(_, pins)| pins).peekable();
+                let (index, block) = (before.index.saturating_add(1), before.block.saturating_add(1));
+                let count = pin.index.saturating_sub(index);
+                if before.shift() == pin.shift() {
+                    if inside.all(|(of, shift)| *of == i && *shift == pin.shift()) {
+                        self.stretch(index, block, count, &mut pinned);
+                    }
+                } else if inside.peek().is_none() {
+                    self.skip(index, block..pin.block, count, &mut pinned);
                 }
             }
             let end = candidate.pins.iter().map(|pin| pin.index.saturating_add(1).saturating_mul(self.block)).max();
@@ -613,6 +621,25 @@ impl Bench<'_> {
             let skew = candidate.skew;
             let moved = |piece: Piece| Piece { at: piece.at.saturating_sub(skew), ..piece };
             candidate.pieces = pieces.iter().filter_map(|piece| piece.cut(skew, upto)).map(moved).collect();
+        }
+    }
+
+    /// The free blocks of a stretch of the volume, if they are as many as are missing: those in between were somebody
+    /// else's when the disk grew over them.
+    fn skip(&self, index: u64, blocks: Range<u64>, count: u64, pieces: &mut Vec<Piece>) {
+        let (start, end) = (blocks.start.saturating_mul(self.block), blocks.end.saturating_mul(self.block));
+        let first = self.free.partition_point(|range| range.end <= start);
+        let inside = self.free.iter().skip(first).take_while(|range| range.start < end);
+        let inside: Vec<Range<u64>> = inside.map(|range| range.start.max(start)..range.end.min(end)).collect();
+        let free: u64 = inside.iter().map(|range| range.end.saturating_sub(range.start)).sum();
+        if free != count.saturating_mul(self.block) {
+            return;
+        }
+        let mut at = index.saturating_mul(self.block);
+        for range in inside {
+            let len = range.end.saturating_sub(range.start);
+            pieces.push(Piece { at, len, source: Source::Volume(range.start), trust: Trust::Inferred });
+            at = at.saturating_add(len);
         }
     }
 

@@ -15,7 +15,7 @@ use super::header::Header;
 use super::pieces::{Assembled, Piece, Source, lay};
 use super::resource::Resource;
 use super::tree::Datastore;
-use super::volume::Volume;
+use super::volume::{Pools, Volume};
 use crate::cursor::walk;
 use crate::error::Error;
 use crate::layer::{Bytes, Place, Trust};
@@ -194,33 +194,31 @@ impl Fragments {
         let free = |at: u64| is_free(volume, at);
         let mut found = Self::default();
         let mut uppers: Vec<(u64, Vec<(u64, u64)>)> = Vec::new();
-        let pools = [&volume.pools.pbc, &volume.pools.pb2, &volume.pools.sbc];
-        // Only on VMFS6 sub-blocks hold pointers.
-        let pools = pools.into_iter().take(if header.is_six() { 3 } else { 2 }).flatten();
-        let (mut cut, mut leaves) = (false, Vec::new());
-        for pool in pools {
+        let (mut cut, mut leaves, mut texts) = (false, Vec::new(), Vec::new());
+        let Pools { pb2, pbc, sbc } = &*volume.pools;
+        for (pool, subs) in [(pbc, false), (pb2, false), (sbc, true)] {
+            let Some(pool) = pool else { continue };
             pages(volume, pool, &mut cut, &mut |spot, at, bytes| {
+                if subs && bytes.starts_with(DESCRIPTION) && texts.len() < MOST_LEAVES {
+                    texts.push(at);
+                }
+                // Only on VMFS6 sub-blocks hold pointers.
+                if subs && !header.is_six() {
+                    return;
+                }
                 if let Some((pointers, left)) = judge(header, lv_len, bytes, &free) {
                     let (Some(first), Some(last)) = (pointers.first(), pointers.last()) else { return };
                     let number = spot.cluster.saturating_mul(pool.per_cluster).saturating_add(spot.resource);
                     let count = wide(pointers.len());
                     leaves.push(Leaf { at, spot, number, count, free: left, first: *first, last: *last });
-                } else if let Some(names) = upper(volume, bytes)
-                    && uppers.len() < MOST_LEAVES
+                } else if uppers.len() < MOST_LEAVES
+                    && let Some(names) = upper(volume, bytes)
                 {
                     uppers.push((at, names));
                 }
             });
         }
-        if let Some(pool) = &volume.pools.sbc {
-            let mut texts = Vec::new();
-            pages(volume, pool, &mut cut, &mut |_, at, bytes| {
-                if bytes.starts_with(DESCRIPTION) && texts.len() < MOST_LEAVES {
-                    texts.push(at);
-                }
-            });
-            found.texts = texts;
-        }
+        found.texts = texts;
         cut |= leaves.len() > MOST_LEAVES;
         leaves.truncate(MOST_LEAVES);
         found.cut = cut;
