@@ -340,8 +340,10 @@ fn one(about: &str, tree: &Arc<dyn Tree>, located: &Located) -> (Find, Score) {
 #[test]
 fn a_disk_comes_back_by_its_pointer_blocks() {
     for six in [true, false] {
+        let double = thick().addressing(Addressing::Double);
+        let shuffled = Layout::default().shuffled(9);
         for (layout, kind) in
-            [(thick(), "thick"), (Layout::default(), "thin"), (Layout::default().shuffled(9), "shuffled")]
+            [(thick(), "thick"), (Layout::default(), "thin"), (shuffled, "shuffled"), (double, "double")]
         {
             let mut store = store(six);
             let content = linux(1200 * MIB, 1, 1);
@@ -390,6 +392,26 @@ fn a_disk_comes_back_by_what_is_in_it() {
         assert_eq!((score.right, find.named), (score.all, Named::Place));
         assert!(find.entry.name.starts_with(b"disk_"));
     }
+}
+
+/// A pointer block that is wiped, of which the journal has a copy.
+#[test]
+fn pointer_blocks_are_found_in_the_journal() {
+    let mut store = Vmfs::new(VmfsSpec { crashed: true, ..spec(false) });
+    store.mkdir("vm");
+    disk(&mut store, "db", &linux(900 * MIB, 1, 1), &thick().shuffled(3));
+    let located = store.locate("vm/db-flat.vmdk");
+    let [table] = located.pointer_blocks.as_slice() else { panic!("{located:?}") };
+    let journal = u64::from_le_bytes(store.read_lv(0x34_2000 + 0x64, 8).try_into().unwrap());
+    let mut record = vec![0; 32];
+    record[0] = 1;
+    record[16..24].copy_from_slice(&table.lv.to_le_bytes());
+    record[24..32].copy_from_slice(&4096_u64.to_le_bytes());
+    record.extend(store.read_lv(table.lv, 4096));
+    store.write_lv(journal + 512 + 32 * 9001, &record);
+    delete(&mut store, "db", true, false);
+    let (find, score) = one("pointer block in the journal", &searched(&*opened(store)), &located);
+    assert_eq!((score.right, find.entry.name.as_slice()), (900, &b"db-flat.vmdk"[..]));
 }
 
 #[test]

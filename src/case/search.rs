@@ -63,3 +63,88 @@ fn refuse(_: &Bytes, _: &Memo) -> Result<Opened, Error> {
 fn refuse_all(_: &Bytes, _: &Memo, _: &[Clue]) -> Result<Opened, Error> {
     Err(Error::NotFound)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use std::sync::Arc;
+    use vdrecover_formats::adapt::{Blank, Concat, Memory};
+    use vdrecover_formats::format::Window;
+    use vdrecover_formats::tree::{Entry, Lister, Node, NodeId, Search};
+    use vdrecover_formats::{Kind, Why};
+
+    /// A tree with free space, and the tree that its clues make.
+    #[derive(Debug)]
+    struct Wood {
+        layer: Bytes,
+        clues: Vec<Clue>,
+        searchable: bool,
+    }
+
+    impl Tree for Wood {
+        fn root(&self) -> NodeId {
+            NodeId(0)
+        }
+
+        fn node(&self, _: NodeId) -> Result<Node, Error> {
+            Ok(Node::plain(Kind::Dir, 0, 0))
+        }
+
+        fn list(&self, _: NodeId, _: u64, _: Lister<'_>) -> Result<(), Error> {
+            Ok(())
+        }
+
+        fn lookup(&self, _: NodeId, _: &[u8]) -> Result<Option<Entry>, Error> {
+            Ok(None)
+        }
+
+        fn open(&self, _: NodeId) -> Result<Bytes, Error> {
+            Err(Error::NotFile)
+        }
+
+        fn search(&self) -> Option<Search> {
+            let layer = Bytes::clone(&self.layer);
+            let build = move |clues: &[Clue]| -> Arc<dyn Tree> {
+                Arc::new(Wood { layer: Bytes::clone(&layer), clues: clues.to_vec(), searchable: false })
+            };
+            self.searchable.then(|| Search {
+                layer: Bytes::clone(&self.layer),
+                free: vec![4096..1 << 20, 2 << 20..7 << 20],
+                look,
+                build: Box::new(build),
+            })
+        }
+    }
+
+    fn look(window: &Window<'_>, tell: &mut dyn FnMut(Clue)) {
+        for (at, sector) in (window.at..).step_by(512).zip(window.bytes[..window.own].chunks(512)) {
+            if sector.first() == Some(&b'!') {
+                tell(Clue { at, kind: 1, len: 512, value: 0 });
+            }
+        }
+    }
+
+    #[test]
+    fn free_space_is_searched_by_any_number_of_threads() {
+        let mut bytes = vec![0; 6 << 20];
+        for at in [0, 4096, 512 << 10, 1 << 20, 3 << 20, 4 << 20] {
+            bytes[at] = b'!';
+        }
+        let parts: [Bytes; 2] = [Arc::new(Memory::new(bytes)), Arc::new(Blank::lost(1 << 20, Why::Unreadable, 0))];
+        let wood = Wood { layer: Arc::new(Concat::new(parts).unwrap()), clues: Vec::new(), searchable: true };
+        let with = |threads| {
+            let options = SweepOptions { window: 64 << 10, margin: 512, threads, ..SweepOptions::default() };
+            search(&wood, &options, &Progress::silent()).unwrap()
+        };
+        let (one, many) = (with(1), with(7));
+        assert_eq!(format!("{:?}", one.tree), format!("{:?}", many.tree));
+        let at = |at: u64| format!("Clue {{ at: {at}, kind: 1");
+        let text = format!("{:?}", one.tree);
+        assert!([4096, 512 << 10, 3 << 20, 4 << 20].into_iter().all(|place| text.contains(&at(place))), "{text}");
+        // In use, and so not shown.
+        assert!([0, 1 << 20].into_iter().all(|place| !text.contains(&at(place))), "{text}");
+        assert_eq!(one.findings.len(), 1, "the last MiB can't be read: {:?}", one.findings);
+        assert!(search(&*one.tree, &SweepOptions::default(), &Progress::silent()).is_none());
+    }
+}

@@ -5,6 +5,8 @@
 //! What is left of one says which blocks made up 1 GiB (VMFS5 with blocks of 1 MiB) or 8 GiB (VMFS6) of a disk, in
 //! order. It does not say of which disk, and which GiB.
 //!
+//! The journals of VMFS5 hold copies of pages as well, which are used where the page itself is no more.
+//!
 //! Pages of `.pbc.sf` and `.pb2.sf` are nothing else, but the sub-blocks of VMFS6 hold the content of small files as
 //! well. A page is taken for pointers only if every word of it that is not zero is one, of one kind, into the volume,
 //! twice to no place, ascending where there are few, and if some of the blocks are free: a pointer has 21 or more bits
@@ -33,6 +35,8 @@ const NODES: u64 = 1 << 40;
 const MOST_PAGES: u64 = 1 << 18;
 /// Leaves that are kept: enough for 64 TiB of VMFS5, or 512 TiB of VMFS6.
 const MOST_LEAVES: usize = 1 << 16;
+/// Journals that are looked at: one a host.
+const MOST_JOURNALS: usize = 64;
 /// Fewer pointers are no evidence.
 const FEWEST: usize = 4;
 /// So many need not be in order.
@@ -186,6 +190,43 @@ fn pages(volume: &Volume, pool: &Resource, cut: &mut bool, sink: &mut dyn FnMut(
     }
 }
 
+/// Shows what the journals of VMFS5 have as copies of pointer blocks, the newest first: where each belongs, and where it
+/// is. Records are 32 bytes of header and the bytes that were written, as seen on real images.
+fn copies(volume: &Volume, sink: &mut dyn FnMut(u64, u64, &[u8])) {
+    const HEAD: usize = 32;
+    let header = &volume.space.header;
+    let lv = volume.lv();
+    let beats = header.heartbeats();
+    let (bytes, _) = read_vec(lv, beats.start, narrow(beats.end.saturating_sub(beats.start).min(16 << 20)));
+    let number = |bytes: &[u8], at: usize| bytes.get(at..at.saturating_add(8)).map_or(0, LittleEndian::read_u64);
+    let block = 1_u64.checked_shl(header.file_shift).unwrap_or(1);
+    let journals =
+        bytes.chunks_exact(512).filter(|slot| matches!(slot.first_chunk::<4>(), Some([1 | 2, 0xEF, 0xCD, 0xAB])));
+    let journals: BTreeSet<u64> = journals.map(|slot| number(slot, 0x64)).collect();
+    let journals = journals.into_iter().filter(|at| *at != 0 && at.checked_rem(block) == Some(0) && *at < lv.len());
+    let len = narrow(header.table_size());
+    for journal in journals.take(MOST_JOURNALS) {
+        let (bytes, _) = read_vec(lv, journal, narrow(block.min(lv.len().saturating_sub(journal))));
+        let steps = (0..bytes.len()).step_by(HEAD).rev();
+        for at in steps {
+            let Some(record) = bytes.get(at..) else { continue };
+            let page = record.get(HEAD..HEAD.saturating_add(len));
+            if let Some(page) = page.filter(|_| number(record, 8) == 0 && number(record, 24) == wide(len)) {
+                sink(number(record, 16), journal.saturating_add(wide(at.saturating_add(HEAD))), page);
+            }
+        }
+    }
+}
+
+/// Which page of a resource file lies at `at` of the volume.
+fn page_at(pool: &Resource, at: u64) -> Option<(Spot, u64)> {
+    let pages = pool.clusters().min(MOST_PAGES);
+    let mut spots =
+        (0..pages).flat_map(|cluster| (0..pool.per_cluster).map(move |resource| Spot { cluster, resource }));
+    let spot = spots.find(|spot| pool.body(*spot).and_then(|body| pool.position(body)) == Some(at))?;
+    Some((spot, spot.cluster.saturating_mul(pool.per_cluster).saturating_add(spot.resource)))
+}
+
 impl Fragments {
     /// Looks for all of them. Reads the free pages of the resource files, and nothing else.
     pub(super) fn survey(volume: &Volume) -> Self {
@@ -219,6 +260,21 @@ impl Fragments {
             });
         }
         found.texts = texts;
+        if !header.is_six() {
+            let known: BTreeSet<u64> = leaves.iter().map(|leaf| leaf.at).collect();
+            copies(volume, &mut |target, at, bytes| {
+                let page = pbc.as_ref().and_then(|pool| page_at(pool, target));
+                let Some((spot, number)) = page.filter(|_| !known.contains(&target)) else { return };
+                if let Some((pointers, left)) = judge(header, lv_len, bytes, &free)
+                    && let (Some(first), Some(last)) = (pointers.first(), pointers.last())
+                    // The journal can have a page many times; the last is the newest.
+                    && !leaves.iter().any(|leaf: &Leaf| leaf.number == number && leaf.first == *first)
+                {
+                    let count = wide(pointers.len());
+                    leaves.push(Leaf { at, spot, number, count, free: left, first: *first, last: *last });
+                }
+            });
+        }
         cut |= leaves.len() > MOST_LEAVES;
         leaves.truncate(MOST_LEAVES);
         found.cut = cut;
