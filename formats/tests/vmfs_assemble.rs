@@ -8,6 +8,7 @@
     clippy::as_conversions,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::similar_names,
     reason = "tests"
 )]
 
@@ -125,8 +126,8 @@ fn file_record(number: u32, runs: &[(u64, u64)]) -> Vec<u8> {
         for (len, first) in runs {
             put(to, &[0x44]);
             put(to + 1, &(*len as u32).to_le_bytes());
-            put(to + 5, &((*first as i64 - last) as i32).to_le_bytes());
-            (last, to) = (*first as i64, to + 9);
+            put(to + 5, &((first.cast_signed() - last) as i32).to_le_bytes());
+            (last, to) = (first.cast_signed(), to + 9);
         }
         at += 0x80;
     }
@@ -295,9 +296,8 @@ fn score(layer: &dyn Layer, located: &Located, skip: u64) -> Score {
         match (run.place, truth.get(&offset)) {
             (Place::Below { .. }, _) if run.trust == Trust::Doubtful => score.doubtful += 1,
             (Place::Below { offset, .. }, Some(lv)) if offset == *lv => score.right += 1,
-            (Place::Below { .. }, _) => score.wrong += 1,
             (Place::Hole, None) => {}
-            (Place::Hole, Some(_)) => score.wrong += 1,
+            (Place::Below { .. }, _) | (Place::Hole, Some(_)) => score.wrong += 1,
             (Place::Lost(loss), Some(_)) if loss.why == Why::Overwritten => score.overwritten += 1,
             (_, known) => score.missing += u64::from(known.is_some()),
         }

@@ -486,7 +486,7 @@ mod tests {
 
     fn page6(numbers: impl Iterator<Item = u64>) -> Vec<u8> {
         let mut page: Vec<u8> = numbers
-            .flat_map(|n| if n == 0 { [0; 8] } else { (1 | n / 512 << 15 | n % 512 << 51).to_le_bytes() })
+            .flat_map(|n| if n == 0 { [0; 8] } else { (1 | (n / 512) << 15 | (n % 512) << 51).to_le_bytes() })
             .collect();
         page.resize(65536, 0);
         page
