@@ -461,6 +461,31 @@ fn clones_are_kept_apart() {
     }
 }
 
+/// Two clones, each of which lost what the other still has: no two blocks claim one place.
+#[test]
+fn halves_of_clones_are_not_made_one() {
+    let mut store = store(true);
+    let content = linux(400 * MIB, 1, 1);
+    disk(&mut store, "a", &content, &thick());
+    disk(&mut store, "b", &content, &thick());
+    let located = [delete(&mut store, "a", true, false), delete(&mut store, "b", true, false)];
+    let (first, second) = (located[0].blocks[0].lv, located[1].blocks[180].lv);
+    store.file("vm/x.bin", Content::bytes(pattern(180 << 20, 5)), &Layout::default().from(first));
+    store.file("vm/y.bin", Content::bytes(pattern(220 << 20, 6)), &Layout::default().from(second));
+    let tree = searched(&*opened(store));
+    lawful(&*tree);
+    let found = finds(&*tree);
+    assert!(!found.is_empty());
+    for find in &found {
+        let layer = tree.open(find.entry.id).unwrap();
+        let scores = [0, 1].map(|i| score(&*layer, &located[i], 0));
+        eprintln!("halves of clones: {scores:?}");
+        assert!(scores.iter().any(|score| score.wrong == 0 && score.right > 0), "{find:?}: {scores:?}");
+        assert_eq!(tree.node(find.entry.id).unwrap().trust, Trust::Doubtful);
+        assert!(find.why.contains("may be of a copy"), "{find:?}");
+    }
+}
+
 #[test]
 fn other_disks_do_not_mix() {
     let mut store = store(true);

@@ -13,11 +13,12 @@
 //!   others had there, and the free ones are of the disk.
 //! - A pointer block is placed by the anchors in the blocks that it names, and by its neighbours.
 //! - Clones share all their names. If two blocks claim one place, every stretch is a find of its own, unless a pointer
-//!   block joins them.
+//!   block joins them. Where more disks were deleted than have names, what nothing but the name joins is doubtful.
 //!
 //! Nothing of this is proven: all is inferred at best, and what two finds share is doubtful in both. What nothing tells
 //! of is lost, and what lies where a file that is alive has its blocks is overwritten.
 
+use super::descriptor::{Descriptor, Shape};
 use super::fragment::{Fragments, Pointer};
 use super::pieces::{Assembled, Piece, Source, lay};
 use super::tree::Datastore;
@@ -140,6 +141,8 @@ struct Candidate {
     least: u64,
     /// One of several that claim the same places.
     clone: bool,
+    /// Some of it is joined by nothing but its names, and could be of a clone.
+    loose: bool,
     /// Leaves, and which block of the candidate their first slot is.
     leaves: BTreeMap<usize, i64>,
     pieces: Vec<Piece>,
@@ -150,6 +153,46 @@ struct Hint {
     name: Vec<u8>,
     len: u64,
     parent: Option<NodeId>,
+}
+
+/// Which stretches of a candidate more than their names join.
+struct Bonds(BTreeMap<i64, i64>);
+
+impl Bonds {
+    fn new(pins: &BTreeSet<Pin>) -> Self {
+        Self(pins.iter().map(|pin| (pin.shift(), pin.shift())).collect())
+    }
+
+    fn root(&self, shift: i64) -> i64 {
+        let mut root = shift;
+        // A root is smaller than what it is the root of.
+        while let Some(next) = self.0.get(&root).copied().filter(|next| *next < root) {
+            root = next;
+        }
+        root
+    }
+
+    fn join(&mut self, a: Option<i64>, b: Option<i64>) {
+        let (Some(a), Some(b)) = (a, b) else { return };
+        let (a, b) = (self.root(a), self.root(b));
+        self.0.insert(a.max(b), a.min(b));
+    }
+
+    /// What most anchors are in.
+    fn main(&self, pins: &BTreeSet<Pin>) -> i64 {
+        let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
+        for pin in pins {
+            let count = counts.entry(self.root(pin.shift())).or_default();
+            *count = count.saturating_add(1);
+        }
+        let mut main = (0, 0);
+        for (root, count) in counts {
+            if count > main.1 {
+                main = (root, count);
+            }
+        }
+        main.0
+    }
 }
 
 /// The sizes that all steps need.
@@ -204,7 +247,10 @@ fn build(volume: Volume, free: &[Range<u64>], cut: bool, clues: &[Clue]) -> Asse
         note(format!("more than {MOST_FINDS} disks and volumes: the others are left out"));
         candidates.truncate(MOST_FINDS);
     }
-    bench.fill(&mut candidates, store.fragments());
+    let disks: BTreeSet<Identity> =
+        candidates.iter().map(|candidate| candidate.of).filter(|of| of.sort.is_disk()).collect();
+    let rivals = deleted(&store) > disks.len().max(1);
+    bench.fill(&mut candidates, store.fragments(), rivals);
     drop_nested(&mut candidates, block);
     doubt_shared(&mut candidates);
     let finds = name(&store, &candidates, &classes);
@@ -353,6 +399,7 @@ impl Bench<'_> {
                 len: what.len,
                 least,
                 clone: false,
+                loose: false,
                 leaves: BTreeMap::new(),
                 pieces: Vec::new(),
             });
@@ -461,6 +508,7 @@ impl Bench<'_> {
                 len: candidate.len,
                 least: candidate.least,
                 clone: true,
+                loose: false,
                 leaves: BTreeMap::new(),
                 pieces: Vec::new(),
             });
@@ -577,7 +625,10 @@ impl Bench<'_> {
     }
 
     /// Makes the pieces.
-    fn fill(&self, candidates: &mut [Candidate], fragments: &Fragments) {
+    ///
+    /// With `rivals`, more disks were deleted than are told apart, so that stretches which nothing but their names joins
+    /// can be of two clones: all but the largest are doubtful.
+    fn fill(&self, candidates: &mut [Candidate], fragments: &Fragments, rivals: bool) {
         // Anchors of all, by block: one that says otherwise keeps a stretch from being filled. Volumes without a disk
         // may lie in one, and speak against it only if they are in several pieces themselves.
         let mut all: BTreeMap<u64, Vec<(usize, i64)>> = BTreeMap::new();
@@ -590,30 +641,50 @@ impl Bench<'_> {
             }
         }
         for (i, candidate) in (0..).zip(candidates.iter_mut()) {
+            let mut bonds = Bonds::new(&candidate.pins);
             let mut mapped = Vec::new();
             for (leaf, base) in &candidate.leaves {
                 let Some(leaf) = fragments.leaves.get(*leaf) else { continue };
-                let start = u64::try_from(*base).unwrap_or(0).saturating_mul(self.block);
-                mapped.extend(Fragments::pieces(self.volume, leaf, start));
+                let start = u64::try_from(*base).unwrap_or(0);
+                let covered = Pin { index: start, block: 0 }..Pin { index: start.saturating_add(self.fan), block: 0 };
+                let shifts: Vec<i64> = candidate.pins.range(covered).map(|pin| pin.shift()).collect();
+                for pair in shifts.windows(2) {
+                    bonds.join(pair.first().copied(), pair.last().copied());
+                }
+                let pieces = Fragments::pieces(self.volume, leaf, start.saturating_mul(self.block));
+                mapped.push((shifts.first().copied(), pieces));
             }
             let mut pinned = Vec::new();
             let mut last: Option<Pin> = None;
             for pin in &candidate.pins {
-                self.stretch(pin.index, pin.block, 1, &mut pinned);
-                let before = last.replace(*pin).filter(|last| last.index.saturating_add(1) < pin.index);
-                let Some(before) = before.filter(|before| before.block.saturating_add(1) < pin.block) else { continue };
-                let mut inside =
-                    all.range(before.block.saturating_add(1)..pin.block).flat_map(|(_, pins)| pins).peekable();
-                let (index, block) = (before.index.saturating_add(1), before.block.saturating_add(1));
-                let count = pin.index.saturating_sub(index);
-                if before.shift() == pin.shift() {
-                    if inside.all(|(of, shift)| *of == i && *shift == pin.shift()) {
-                        self.stretch(index, block, count, &mut pinned);
+                let mut stretch = Vec::new();
+                self.stretch(pin.index, pin.block, 1, &mut stretch);
+                if let Some(before) = last.replace(*pin).filter(|before| before.block < pin.block) {
+                    let (index, block) = (before.index.saturating_add(1), before.block.saturating_add(1));
+                    let mut inside = all.range(block..pin.block).flat_map(|(_, pins)| pins).peekable();
+                    let count = pin.index.saturating_sub(index);
+                    if before.shift() == pin.shift() {
+                        if inside.all(|(of, shift)| *of == i && *shift == pin.shift()) {
+                            self.stretch(index, block, count, &mut stretch);
+                        }
+                    } else if inside.peek().is_none() && self.skip(index, block..pin.block, count, &mut stretch) {
+                        bonds.join(Some(before.shift()), Some(pin.shift()));
                     }
-                } else if inside.peek().is_none() {
-                    self.skip(index, block..pin.block, count, &mut pinned);
                 }
+                pinned.push((Some(pin.shift()), stretch));
             }
+            let main = bonds.main(&candidate.pins);
+            let mut trusted = |stretches: Vec<(Option<i64>, Vec<Piece>)>| -> Vec<Piece> {
+                let mut trusted = Vec::new();
+                for (shift, pieces) in stretches {
+                    let loose = rivals && shift.is_some_and(|shift| bonds.root(shift) != main);
+                    candidate.loose |= loose;
+                    let trust = if loose { Trust::Doubtful } else { Trust::Inferred };
+                    trusted.extend(pieces.into_iter().map(|piece| Piece { trust, ..piece }));
+                }
+                trusted
+            };
+            let (mapped, pinned) = (trusted(mapped), trusted(pinned));
             let end = candidate.pins.iter().map(|pin| pin.index.saturating_add(1).saturating_mul(self.block)).max();
             candidate.least = candidate.least.max(end.unwrap_or(0).saturating_sub(candidate.skew));
             let upto = candidate.len.map_or(u64::MAX, |len| len.saturating_add(candidate.skew));
@@ -626,14 +697,14 @@ impl Bench<'_> {
 
     /// The free blocks of a stretch of the volume, if they are as many as are missing: those in between were somebody
     /// else's when the disk grew over them.
-    fn skip(&self, index: u64, blocks: Range<u64>, count: u64, pieces: &mut Vec<Piece>) {
+    fn skip(&self, index: u64, blocks: Range<u64>, count: u64, pieces: &mut Vec<Piece>) -> bool {
         let (start, end) = (blocks.start.saturating_mul(self.block), blocks.end.saturating_mul(self.block));
         let first = self.free.partition_point(|range| range.end <= start);
         let inside = self.free.iter().skip(first).take_while(|range| range.start < end);
         let inside: Vec<Range<u64>> = inside.map(|range| range.start.max(start)..range.end.min(end)).collect();
         let free: u64 = inside.iter().map(|range| range.end.saturating_sub(range.start)).sum();
         if free != count.saturating_mul(self.block) {
-            return;
+            return false;
         }
         let mut at = index.saturating_mul(self.block);
         for range in inside {
@@ -641,6 +712,7 @@ impl Bench<'_> {
             pieces.push(Piece { at, len, source: Source::Volume(range.start), trust: Trust::Inferred });
             at = at.saturating_add(len);
         }
+        true
     }
 
     /// Blocks one behind the other, by whether they are free.
@@ -726,6 +798,21 @@ fn doubt_shared(candidates: &mut [Candidate]) {
         }
         candidate.pieces = lay(&[doubtful, std::mem::take(&mut candidate.pieces)]);
     }
+}
+
+/// How many descriptors there are of files that were deleted and had pointer blocks, as only disks do. There may have
+/// been more: descriptors are used again.
+fn deleted(store: &Datastore) -> usize {
+    let mut count: usize = 0;
+    let _ = store.find_descriptors(&mut |find| {
+        let fd = super::tree::address(find.entry.id).and_then(|address| store.volume.descriptor(address));
+        let of_disk = |fd: &Descriptor| matches!(fd.shape, Shape::Mapped { levels: 1.., .. });
+        if find.entry.kind == Kind::File && find.entry.state != State::Orphaned && fd.is_ok_and(|fd| of_disk(&fd)) {
+            count = count.saturating_add(1);
+        }
+        ControlFlow::Continue(())
+    });
+    count
 }
 
 /// The disks that descriptions name and that are gone.
@@ -882,6 +969,9 @@ fn why(candidate: &Candidate, hint: Option<&Hint>, classes: &Classes) -> String 
     }
     if candidate.clone {
         text.push_str("; other blocks claim the same places, so that it is one stretch of one of several copies");
+    }
+    if candidate.loose {
+        text.push_str("; more disks were deleted than are told apart, so that a part may be of a copy");
     }
     if let Some(hint) = hint {
         let _ = write!(text, "; the description of a disk that is gone gives name and length, {} bytes", hint.len);
