@@ -14,6 +14,7 @@ mod machines;
 mod names;
 mod paths;
 mod pick;
+mod search;
 mod sources;
 mod wants;
 
@@ -22,6 +23,7 @@ pub use item::{Filled, Item, ItemId, Origin, State};
 pub use machines::{Machine, MachineDisk, Snapshot};
 pub use names::{Names, Target};
 pub use pick::{Parts, Pick};
+pub use search::{Searched, search};
 pub use sources::Sources;
 
 use crate::mapfile::MapArg;

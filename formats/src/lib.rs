@@ -26,6 +26,7 @@ pub mod disk;
 pub mod entries;
 pub mod error;
 pub mod format;
+pub mod guest;
 pub mod laws;
 pub mod layer;
 pub mod link;

@@ -11,18 +11,21 @@
 //! All integers are little-endian and records are packed. Every lock sector names its own position.
 
 pub mod address;
+mod assemble;
 mod audit;
 mod check;
 pub mod descriptor;
 pub mod directory;
 pub mod file;
 mod finds;
+mod fragment;
 pub mod hash;
 pub mod header;
 pub mod heartbeat;
 pub mod journal;
 pub mod lvm;
 pub mod owner;
+mod pieces;
 mod rebuild;
 pub mod resource;
 mod sweep;

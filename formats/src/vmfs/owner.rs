@@ -59,7 +59,7 @@ pub fn blocks(space: &Space, resource: &Resource, cluster: u64) -> Option<Vec<(F
 }
 
 /// What files own: made of the tables once, when a descriptor is lost.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Owned {
     subs: BTreeMap<FdAddress, Vec<Spot>>,
     blocks: BTreeMap<FdAddress, u64>,

@@ -167,6 +167,11 @@ fn volume(bytes: Vec<u8>) -> Bytes {
     Arc::new(Blank { len: 64 * GIB, written: BTreeMap::from([(header::HEADER_AT, bytes)]) })
 }
 
+/// The header of a volume with the usual sizes.
+pub(super) fn header(six: bool) -> Header {
+    Header::load(&*volume(header_bytes(six))).unwrap()
+}
+
 #[test]
 fn system_descriptors_have_fixed_places() {
     let five = Header::load(&*volume(header_bytes(false))).unwrap();

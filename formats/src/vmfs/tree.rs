@@ -7,7 +7,7 @@ use super::volume::Volume;
 use crate::error::Error;
 use crate::layer::{Bytes, Trust};
 use crate::note::{Finding, Sink};
-use crate::tree::{Entry, Finder, Kind, Lister, Node, NodeId, State, Tree};
+use crate::tree::{Entry, Finder, Kind, Lister, Node, NodeId, Search, State, Tree};
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
@@ -19,6 +19,8 @@ pub struct Datastore {
     pub(super) findings: Vec<Finding>,
     /// Which descriptors folders list, made by the first audit that needs it.
     pub(super) linked: OnceLock<super::audit::Linked>,
+    /// What is left of pointer blocks, looked for by the first who asks for it; bounded there.
+    pub(super) fragments: OnceLock<super::fragment::Fragments>,
 }
 
 impl Datastore {
@@ -26,7 +28,7 @@ impl Datastore {
     #[must_use]
     pub fn new(volume: Volume, mut findings: Vec<Finding>) -> Self {
         findings.extend(volume.findings.iter().cloned());
-        Self { volume, findings, linked: OnceLock::new() }
+        Self { volume, findings, linked: OnceLock::new(), fragments: OnceLock::new() }
     }
 
     pub(super) fn state(&self, descriptor: &Descriptor) -> State {
@@ -73,6 +75,9 @@ impl Tree for Datastore {
     }
 
     fn node(&self, id: NodeId) -> Result<Node, Error> {
+        if let Some(chain) = self.fragment(id) {
+            return Ok(self.fragment_node(chain?));
+        }
         let found = self.volume.descriptor(address(id)?)?;
         let state = self.state(&found);
         let mut trust = found.trust;
@@ -114,6 +119,9 @@ impl Tree for Datastore {
     }
 
     fn open(&self, id: NodeId) -> Result<Bytes, Error> {
+        if let Some(chain) = self.fragment(id) {
+            return Ok(self.open_fragment(chain?));
+        }
         let found = self.volume.descriptor(address(id)?)?;
         if found.node_kind() == Kind::Dir {
             return Err(Error::NotFile);
@@ -129,7 +137,13 @@ impl Tree for Datastore {
     }
 
     fn finds(&self, sink: Finder<'_>) {
-        let _ = self.find_descriptors(sink);
+        if self.find_descriptors(sink).is_continue() {
+            let _ = super::fragment::finds(self, sink);
+        }
+    }
+
+    fn search(&self) -> Option<Search> {
+        Some(super::assemble::search(self))
     }
 
     fn parts(&self) -> u32 {

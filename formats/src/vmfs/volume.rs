@@ -105,7 +105,7 @@ impl Pools {
 }
 
 /// An opened volume.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Volume {
     /// What every file needs.
     pub space: Arc<Space>,
