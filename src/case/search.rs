@@ -34,7 +34,7 @@ pub fn search(tree: &dyn Tree, options: &SweepOptions, progress: &Progress) -> O
         magics: &[],
         probe: never,
         open: refuse,
-        sweep: Some(Sweep { look: search.look, build: refuse_all }),
+        sweep: Some(Sweep { look: search.look, build: refuse_all, near: &[] }),
     };
     let ranges = Some(RangeSet::build(search.free.clone()));
     let options = SweepOptions { ranges, clues: CLUES, ..options.clone() };
