@@ -7,6 +7,7 @@
 
 mod discover;
 mod folder;
+mod found;
 mod hashes;
 mod item;
 mod keep;
@@ -17,6 +18,7 @@ mod pick;
 mod sources;
 mod wants;
 
+pub use found::{Found, FoundNode};
 pub use hashes::{Hashes, identity};
 pub use item::{Filled, Item, ItemId, Origin, State};
 pub use machines::{Machine, MachineDisk, Snapshot};
@@ -32,10 +34,10 @@ use folder::Folder;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use vdrecover_formats::note::Sink;
 use vdrecover_formats::tree::Lister;
-use vdrecover_formats::{Bytes, Entry, Error, Finding, Node, NodeId, Pool, Tree, Trust};
+use vdrecover_formats::{Bytes, Entry, Error, Find, Finding, Node, NodeId, Pool, Tree, Trust};
 
 /// What a case is opened with.
 #[derive(Clone, Debug, Default)]
@@ -119,6 +121,8 @@ pub struct Case {
     /// What was observed on the way.
     pub findings: Vec<Noted>,
     names: Names,
+    /// What no folder lists any more, once somebody looked.
+    found: OnceLock<Found>,
     /// The folders of the host in which sources lie: listed once, however many ask what lies beside them.
     folders: Mutex<HashMap<PathBuf, Arc<Folder>>>,
 }
@@ -140,6 +144,7 @@ impl Case {
             loose: Vec::new(),
             findings: Vec::new(),
             names: Names::default(),
+            found: OnceLock::new(),
             folders: Mutex::default(),
         };
         discover::run(&mut case, options, progress)?;
@@ -188,8 +193,22 @@ impl Case {
         self.names.target(id)
     }
 
+    /// What no folder of any store lists any more. Looked for once, by whoever asks first.
+    pub fn lost(&self) -> &Found {
+        if let Some(found) = self.found.get() {
+            return found;
+        }
+        // No lock is held meanwhile: two that ask at once come to the same.
+        let found = found::build(self);
+        self.found.get_or_init(|| found)
+    }
+
+    /// The tree of a node, and the number that its nodes are composed with; 0 where they are composed already.
     fn tree(&self, id: NodeId) -> Result<(&dyn Tree, u64), Error> {
         let number = id.0 / NodeId::LIMIT;
+        if number == found::NUMBER {
+            return Ok((self.lost().names(), 0));
+        }
         if number == 0 {
             return Ok((&self.names, 0));
         }
@@ -239,6 +258,10 @@ impl Tree for Case {
 
     fn open(&self, id: NodeId) -> Result<Bytes, Error> {
         self.tree(id)?.0.open(inner(id))
+    }
+
+    fn found(&self, id: NodeId) -> Option<Find> {
+        self.lost().get(id).map(|node| node.find.clone())
     }
 
     fn parts(&self) -> u32 {

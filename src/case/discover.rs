@@ -643,7 +643,11 @@ fn ranked(bytes: &Bytes) -> Vec<(u8, &'static Format)> {
 }
 
 /// Opens a layer with the best format that can. The ones that could not leave a finding.
-fn recognise(bytes: &Bytes, case: &Case, may: impl Fn(Holds) -> bool) -> (&'static Format, Opened, Vec<Finding>) {
+pub(super) fn recognise(
+    bytes: &Bytes,
+    case: &Case,
+    may: impl Fn(Holds) -> bool,
+) -> (&'static Format, Opened, Vec<Finding>) {
     let mut failed = Vec::new();
     for (score, format) in ranked(bytes).into_iter().filter(|(_, format)| may(format.holds)) {
         match (format.open)(bytes, &case.pool.share()) {

@@ -8,13 +8,15 @@ use crate::case::{Case, Machine, MachineDisk, Noted, Origin};
 use crate::health::{self, Health};
 use crate::report::{self, printable};
 use anyhow::Result;
+use base64::Engine as _;
 use clap::Args;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use vdrecover_formats::link::Value as Said;
-use vdrecover_formats::{Content, Kind, Trust};
+use vdrecover_formats::{Content, Entry, Kind, Node, NodeId, State, Tree, Trust};
 
 /// Arguments of `scan`.
 #[derive(Debug, Args)]
@@ -37,10 +39,20 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     scan.stores(&audit)?;
     scan.machines()?;
     scan.loose()?;
-    scan.deleted(&audit)?;
+    scan.lost_and_found()?;
     scan.findings(&audit)?;
     scan.next(command, global)?;
     Ok(scan.worst)
+}
+
+/// What was found of one class.
+#[derive(Default)]
+struct Class<'a> {
+    count: usize,
+    len: u64,
+    good: u64,
+    best: Option<Trust>,
+    shown: Vec<&'a [u8]>,
 }
 
 struct Scan<'a> {
@@ -184,7 +196,7 @@ impl Scan<'_> {
     fn loose(&mut self) -> Result<()> {
         let Ok(Some(dir)) = self.case.find(b"disks") else { return Ok(()) };
         let mut disks = Vec::new();
-        let _ = vdrecover_formats::Tree::list(self.case, dir.id, 0, &mut |entry| {
+        let _ = self.case.list(dir.id, 0, &mut |entry| {
             disks.extend(entry.ok());
             std::ops::ControlFlow::Continue(())
         });
@@ -227,25 +239,59 @@ impl Scan<'_> {
         found
     }
 
-    fn deleted(&mut self, audit: &Audit) -> Result<()> {
-        for (store, found) in self.case.stores.iter().zip(&audit.stores) {
-            if found.finds.is_empty() {
-                continue;
+    fn lost_and_found(&mut self) -> Result<()> {
+        let nodes = self.case.lost().nodes();
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        // Maps of many TiB are read here: on all cores, told in order.
+        let health: Vec<(Node, Health)> = nodes
+            .par_iter()
+            .map(|node| {
+                let entry = &node.find.entry;
+                let facts = Node { trust: Trust::Doubtful, ..Node::plain(entry.kind, node.len, 0) };
+                let facts = self.case.node(entry.id).unwrap_or(facts);
+                let health = super::ls::content_health(self.case, entry, &facts);
+                (facts, health)
+            })
+            .collect();
+        let mut classes: BTreeMap<State, Class<'_>> = BTreeMap::new();
+        for (node, (facts, health)) in nodes.iter().zip(&health) {
+            let Entry { id, kind, state, .. } = node.find.entry;
+            let class = classes.entry(state).or_default();
+            class.count += 1;
+            class.len = class.len.saturating_add(node.len);
+            class.good = class.good.saturating_add(health.data);
+            class.best = Some(class.best.map_or(health.trust, |best| best.min(health.trust)));
+            if class.shown.len() < SHOWN {
+                class.shown.push(&node.path);
             }
-            let mut classes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-            for find in &found.finds {
-                classes.entry(find.entry.state.word()).or_default().push(printable(&find.entry.name));
+            let mut record = json!({
+                "store": printable(&self.case.stores[node.store].name), "path": String::from_utf8_lossy(&node.path),
+                "class": state.word(), "type": kind.word(), "size": node.len, "named_by": node.find.named.word(),
+                "why": node.find.why, "trust": health.trust.word(), "map": health.sums(),
+                "mtime": facts.modified.and_then(report::time), "node": id.0 % NodeId::LIMIT,
+            });
+            if std::str::from_utf8(&node.path).is_err() {
+                record["path_b64"] = base64::engine::general_purpose::STANDARD.encode(&node.path).into();
             }
-            self.out.line("")?;
-            self.out.line(format_args!("TRACES OF LOST FILES in {}", printable(&store.name)))?;
-            for (class, names) in classes {
-                self.out
-                    .record("unlinked", json!({"store": printable(&store.name), "class": class, "names": names}))?;
-                let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-                let more =
-                    if names.len() > SHOWN { format!(", and {} more", names.len() - SHOWN) } else { String::new() };
-                self.out.line(format_args!("  {:3} {class:12} {shown}{more}", names.len()))?;
-            }
+            self.out.record("unlinked", record)?;
+        }
+        self.out.line("")?;
+        self.out.line("LOST AND FOUND")?;
+        for (state, class) in classes {
+            let names: Vec<String> = class.shown.iter().map(|path| printable(path)).collect();
+            let more = class.count - names.len();
+            let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+            self.out.line(format_args!(
+                "  {:5} {:12} {:>10} long, {:>10} there, {:8}  {}{more}",
+                class.count,
+                state.word(),
+                report::size(class.len),
+                report::size(class.good),
+                class.best.unwrap_or_default().word(),
+                names.join(", ")
+            ))?;
         }
         Ok(())
     }
@@ -297,6 +343,9 @@ impl Scan<'_> {
             next.push(format!("vdrecover export {}{with} -o {}", at(disk), quoted(file)));
         }
         next.push(format!("vdrecover mount{images} /mnt{options}"));
+        if !self.case.lost().nodes().is_empty() {
+            next.push(format!("vdrecover recover{images}{options} --what found -o DIR"));
+        }
         next.push(format!("vdrecover recover{images}{options} -o DIR"));
         self.out.record("next", json!({"commands": next}))?;
         self.out.line("")?;

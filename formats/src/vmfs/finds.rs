@@ -1,76 +1,346 @@
-//! What no folder lists: descriptors that were deleted, orphaned or formatted over.
+//! What no folder lists: descriptors that were deleted, orphaned or formatted over, and what they were called.
+//!
+//! A descriptor is found by its place in `.fdc.sf`: of the volume as it is, and of the volumes that were there before
+//! ([`super::former`]). Its name is an entry that leads to it, by address *and* generation: in a folder that is dead as
+//! well, or in what a folder has behind its end or in its gaps. Where no entry is left, the descriptor of a VMFS6 still
+//! says in which folder it was.
 
 use super::address::{FdAddress, Spot};
-use super::descriptor::Descriptor;
+use super::descriptor::{Descriptor, Type};
 use super::directory::Folder;
-use super::tree::Datastore;
+use super::tree::{Datastore, node_id};
+use super::volume::Volume;
+use crate::layer::Trust;
 use crate::num::narrow;
-use crate::tree::{Entry, Find, Finder, Named, NodeId, State};
+use crate::tree::{Entry, Find, Finder, Kind, Named, NodeId, State};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-/// Entries of folders that are looked through to name what was found.
-const NAMING: u32 = 1 << 20;
+/// Places for entries that are looked at to name what was found.
+const NAMING: u64 = 1 << 22;
+/// Descriptors that are told: each was read from a place of its own, so that an image must be 2 GiB to have as many.
+const MOST: usize = 1 << 20;
+/// Names of reused descriptors that one folder's find lists.
+const SHOWN: usize = 8;
+/// Deepest chain of dead folders.
+const DEEP: usize = 256;
+
+/// What no folder lists, by node.
+#[derive(Debug, Default)]
+pub(super) struct Lost {
+    nodes: BTreeMap<NodeId, Dead>,
+}
+
+/// A descriptor that no folder lists.
+#[derive(Debug)]
+struct Dead {
+    address: FdAddress,
+    generation: u32,
+    raw_kind: Type,
+    kind: Kind,
+    state: State,
+    used: Option<bool>,
+    /// The folder that it says it is in.
+    said: Option<FdAddress>,
+    name: Option<(Vec<u8>, Named)>,
+    parent: Option<NodeId>,
+    /// Names in it whose descriptors others have by now, and how many there are.
+    reused: (Vec<Vec<u8>>, usize),
+}
+
+/// An entry that may name something. The least is the best.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    named: Named,
+    /// The descriptor says that it is in another folder.
+    elsewhere: bool,
+    folder: NodeId,
+    name: Vec<u8>,
+}
 
 impl Datastore {
-    /// All descriptors of `.fdc.sf` that no folder lists, by their place.
-    pub(super) fn find_descriptors(&self, sink: Finder<'_>) -> ControlFlow<()> {
-        let Some(fdc) = &self.volume.fdc else { return ControlFlow::Continue(()) };
-        let mut naming = NAMING;
-        // An address has 16 bits for the cluster.
-        for cluster in 0..fdc.clusters().min(1 << 16) {
-            let free = fdc.cluster(&self.volume.space, cluster).map(|state| state.free).unwrap_or_default();
-            let left = fdc.total.saturating_sub(cluster.saturating_mul(fdc.per_cluster));
-            for resource in 0..fdc.per_cluster.min(left) {
-                let Some(address) = FdAddress::new(Spot { cluster, resource }) else { continue };
-                // A cluster whose bitmap is lost may hold anything.
-                let used = free.get(narrow(resource)).map(|free| !free);
-                self.find_descriptor(address, used, &mut naming, sink)?;
-            }
+    /// Tells all that no folder lists, by node.
+    pub(super) fn tell_finds(&self, sink: Finder<'_>) -> ControlFlow<()> {
+        for (id, dead) in &self.lost().nodes {
+            sink(dead.find(*id, self))?;
         }
         ControlFlow::Continue(())
     }
 
-    fn find_descriptor(
-        &self,
-        address: FdAddress,
-        used: Option<bool>,
-        naming: &mut u32,
-        sink: Finder<'_>,
-    ) -> ControlFlow<()> {
-        let Ok(fd) = self.volume.descriptor(address) else { return ControlFlow::Continue(()) };
-        let listed = self.linked().is_none_or(|linked| linked.has(address));
-        if listed && used != Some(false) && fd.links > 0 {
-            return ControlFlow::Continue(());
+    /// What no folder lists; looked for once. No lock is held meanwhile.
+    fn lost(&self) -> &Lost {
+        if let Some(lost) = self.lost.get() {
+            return lost;
         }
-        let state = match self.state(&fd) {
-            State::Live if listed => return ControlFlow::Continue(()),
+        let mut survey = Survey::default();
+        survey.look(self);
+        survey.name(self);
+        self.lost.get_or_init(|| survey.lost)
+    }
+}
+
+impl Dead {
+    fn find(&self, id: NodeId, store: &Datastore) -> Find {
+        let Spot { cluster, resource } = self.address.spot();
+        let (name, named) = self.name.clone().unwrap_or_else(|| {
+            let name = format!("orphan_c{cluster}_r{resource}").into_bytes();
+            (name, Named::Place)
+        });
+        let mut why = format!("its descriptor {} is still there, ", self.address);
+        why += match (self.state, self.used) {
+            (State::Deleted, _) => "with link count 0",
+            (State::Reformatted, _) => "older than the volume",
+            (_, Some(false)) => "free in its bitmap",
+            (_, Some(true)) => "in use, but no folder lists it",
+            (_, None) => "and nothing says whether it is in use",
+        };
+        if let Some(about) = store.former_of(id) {
+            why += &format!("; of {about}");
+        }
+        let (names, count) = &self.reused;
+        if *count > 0 {
+            let names: Vec<String> = names.iter().map(|name| name.escape_ascii().to_string()).collect();
+            let more = count.saturating_sub(names.len());
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            why += &format!("; the descriptors of {}{more} that it lists are gone or others' by now", names.join(", "));
+        }
+        let entry = Entry { name, id, kind: self.kind, state: self.state, next: 0 };
+        Find { entry, parent: self.parent, named, why }
+    }
+
+    fn is_folder(&self) -> bool {
+        self.kind == Kind::Dir
+    }
+}
+
+/// The search in the making.
+#[derive(Default)]
+struct Survey {
+    lost: Lost,
+    /// Folders that are alive.
+    alive: Vec<FdAddress>,
+    /// Where descriptors lie, so that two layouts do not tell one twice.
+    seen: BTreeSet<u64>,
+    best: BTreeMap<NodeId, Candidate>,
+    /// Entries that lost their descriptor: type, generation, folder, name.
+    adrift: Vec<(u32, u32, NodeId, Vec<u8>)>,
+    left: u64,
+}
+
+impl Survey {
+    // Descriptors
+
+    fn look(&mut self, store: &Datastore) {
+        self.scan(store, 0, &store.volume);
+        for (former, number) in store.formers().iter().zip(1..) {
+            self.scan(store, number, &former.volume);
+        }
+    }
+
+    fn scan(&mut self, store: &Datastore, number: u64, volume: &Volume) {
+        let Some(fdc) = &volume.fdc else { return };
+        // An address has 16 bits for the cluster.
+        for cluster in 0..fdc.clusters().min(1 << 16) {
+            let free = fdc.cluster(&volume.space, cluster).map(|state| state.free).unwrap_or_default();
+            let left = fdc.total.saturating_sub(cluster.saturating_mul(fdc.per_cluster));
+            for resource in 0..fdc.per_cluster.min(left) {
+                let Some(address) = FdAddress::new(Spot { cluster, resource }) else { continue };
+                let Ok(fd) = volume.descriptor(address) else { continue };
+                // A cluster whose bitmap is lost may hold anything.
+                let used = free.get(narrow(resource)).map(|free| !free);
+                if number == 0 {
+                    self.add_own(store, &fd, used);
+                } else {
+                    self.add_former(number, &fd, volume);
+                }
+                if self.lost.nodes.len() >= MOST {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn add_own(&mut self, store: &Datastore, fd: &Descriptor, used: Option<bool>) {
+        self.seen.insert(fd.at);
+        let listed = store.linked().is_none_or(|linked| linked.has(fd.address));
+        if listed && used != Some(false) && fd.links > 0 {
+            if fd.node_kind() == Kind::Dir {
+                self.alive.push(fd.address);
+            }
+            return;
+        }
+        let state = match store.state(fd) {
+            State::Live if listed => return,
             // In use, but no folder lists it.
             State::Live => State::Orphaned,
             state => state,
         };
-        let Spot { cluster, resource } = address.spot();
-        let place = || (format!("orphan_c{cluster}_r{resource}").into_bytes(), Named::Place);
-        let (name, named) = self.name_of(&fd, naming).map_or_else(place, |name| (name, Named::Folder));
-        let entry = Entry { name, id: NodeId(address.0.into()), kind: fd.node_kind(), state, next: 0 };
-        let parent = fd.parent.map(|parent| NodeId(parent.0.into()));
-        sink(Find { entry, parent, named, why: format!("its descriptor {address} is still there") })
+        self.add(0, fd, state, used);
     }
 
-    /// The name that the folder gives which a descriptor says to be in, be the folder alive or not.
-    fn name_of(&self, fd: &Descriptor, naming: &mut u32) -> Option<Vec<u8>> {
-        let folder = Folder::open(&self.volume, fd.parent?).ok()?;
-        let mut name = None;
-        folder.list(0, &mut |entry| {
-            let Some(left) = naming.checked_sub(1) else { return ControlFlow::Break(()) };
-            *naming = left;
-            match entry {
-                Ok(entry) if entry.address == fd.address && entry.generation == fd.generation => {
-                    name = Some(entry.name);
-                    ControlFlow::Break(())
-                }
-                _ => ControlFlow::Continue(()),
-            }
-        });
-        name
+    fn add_former(&mut self, number: u64, fd: &Descriptor, volume: &Volume) {
+        let unsure = volume.space.header.is_six() && fd.trust > Trust::Sound;
+        // System files describe a volume that is no more. A descriptor knows its place and its address, so that what
+        // the volume of now wrote there does not look like one of before.
+        if unsure || fd.kind == Type::System || !self.seen.insert(fd.at) {
+            return;
+        }
+        let state = if fd.links == 0 { State::Deleted } else { State::Reformatted };
+        self.add(number, fd, state, None);
     }
+
+    fn add(&mut self, number: u64, fd: &Descriptor, state: State, used: Option<bool>) {
+        let dead = Dead {
+            address: fd.address,
+            generation: fd.generation,
+            raw_kind: fd.kind,
+            kind: fd.node_kind(),
+            state,
+            used,
+            said: fd.parent,
+            name: None,
+            parent: None,
+            reused: (Vec::new(), 0),
+        };
+        self.lost.nodes.insert(node_id(number, fd.address), dead);
+    }
+
+    // Names
+
+    fn name(&mut self, store: &Datastore) {
+        self.left = NAMING;
+        let folders: Vec<NodeId> =
+            self.lost.nodes.iter().filter(|(_, dead)| dead.is_folder()).map(|(id, _)| *id).collect();
+        for id in &folders {
+            if let Ok(folder) = store.folder(*id) {
+                self.read_dead(*id, &folder);
+                self.read_stale(*id, &folder);
+            }
+        }
+        for address in std::mem::take(&mut self.alive) {
+            if let Ok(folder) = Folder::open(&store.volume, address) {
+                self.read_stale(node_id(0, address), &folder);
+            }
+        }
+        self.match_adrift();
+        for (id, candidate) in std::mem::take(&mut self.best) {
+            if let Some(dead) = self.lost.nodes.get_mut(&id) {
+                dead.parent = Some(candidate.folder);
+                dead.name = Some((candidate.name, candidate.named));
+            }
+        }
+        self.take_parents(store);
+        self.break_loops();
+    }
+
+    fn offer(&mut self, id: NodeId, kind: u32, generation: u32, candidate: Candidate) -> bool {
+        let Some(dead) = self.lost.nodes.get(&id) else { return false };
+        if dead.generation != generation || Type::of(kind) != Some(dead.raw_kind) {
+            return false;
+        }
+        let elsewhere = dead.said.is_some_and(|said| node_id(volume_of(id), said) != candidate.folder);
+        let candidate = Candidate { elsewhere, ..candidate };
+        if candidate.folder == id || self.best.get(&id).is_some_and(|best| *best <= candidate) {
+            return true;
+        }
+        self.best.insert(id, candidate);
+        true
+    }
+
+    /// The entries of a folder that is dead itself.
+    fn read_dead(&mut self, id: NodeId, folder: &Folder) {
+        let (mut names, mut count) = (Vec::new(), 0_usize);
+        folder.list(0, &mut |entry| {
+            let Some(left) = self.left.checked_sub(1) else { return ControlFlow::Break(()) };
+            self.left = left;
+            let Ok(entry) = entry else { return ControlFlow::Continue(()) };
+            // A former volume's own system files are not told.
+            let system = Type::of(entry.kind) == Some(Type::System);
+            let candidate = Candidate { named: Named::Folder, elsewhere: false, folder: id, name: entry.name.clone() };
+            let child = node_id(volume_of(id), entry.address);
+            if !self.offer(child, entry.kind, entry.generation, candidate) && !system {
+                count = count.saturating_add(1);
+                if names.len() < SHOWN {
+                    names.push(entry.name);
+                }
+            }
+            ControlFlow::Continue(())
+        });
+        if let Some(dead) = self.lost.nodes.get_mut(&id) {
+            dead.reused = (names, count);
+        }
+    }
+
+    /// What is left of entries that a folder does not have any more.
+    fn read_stale(&mut self, id: NodeId, folder: &Folder) {
+        let left = self.left;
+        self.left = folder.stale(left, &mut |stale| {
+            let Some(address) = stale.address else {
+                self.adrift.push((stale.kind, stale.generation, id, stale.name));
+                return;
+            };
+            let candidate = Candidate { named: Named::Slack, elsewhere: false, folder: id, name: stale.name };
+            self.offer(node_id(volume_of(id), address), stale.kind, stale.generation, candidate);
+        });
+    }
+
+    /// An entry without descriptor still has type and generation: where exactly one nameless descriptor has both, it
+    /// is that one's.
+    fn match_adrift(&mut self) {
+        let mut nameless: BTreeMap<(u64, u32), Vec<NodeId>> = BTreeMap::new();
+        for (id, dead) in self.lost.nodes.iter().filter(|(id, _)| !self.best.contains_key(id)) {
+            nameless.entry((volume_of(*id), dead.generation)).or_default().push(*id);
+        }
+        for (kind, generation, folder, name) in std::mem::take(&mut self.adrift) {
+            if let Some([only]) = nameless.get(&(volume_of(folder), generation)).map(Vec::as_slice) {
+                let candidate = Candidate { named: Named::Slack, elsewhere: false, folder, name };
+                self.offer(*only, kind, generation, candidate);
+            }
+        }
+    }
+
+    /// Who has no entry is where its descriptor says, if that is a folder.
+    fn take_parents(&mut self, store: &Datastore) {
+        let folders: BTreeSet<NodeId> =
+            self.lost.nodes.iter().filter(|(_, dead)| dead.is_folder()).map(|(id, _)| *id).collect();
+        let mut alive: BTreeMap<FdAddress, bool> = BTreeMap::new();
+        for (id, dead) in &mut self.lost.nodes {
+            let Some(said) = dead.said.filter(|_| dead.parent.is_none()) else { continue };
+            let parent = node_id(volume_of(*id), said);
+            let is_alive = |said| {
+                let fd = store.volume.descriptor(said);
+                fd.is_ok_and(|fd| fd.node_kind() == Kind::Dir && store.state(&fd) == State::Live)
+            };
+            let there = folders.contains(&parent)
+                || volume_of(*id) == 0 && *alive.entry(said).or_insert_with(|| is_alive(said));
+            dead.parent = Some(parent).filter(|parent| there && parent != id);
+        }
+    }
+
+    /// Folders that lie in each other have no top: the first of each loop becomes one. What lies too deep becomes one
+    /// as well.
+    fn break_loops(&mut self) {
+        let mut done: BTreeSet<NodeId> = BTreeSet::new();
+        let ids: Vec<NodeId> = self.lost.nodes.keys().copied().collect();
+        for start in ids {
+            let (mut way, mut on_way) = (Vec::new(), BTreeSet::new());
+            let mut next = Some(start);
+            while let Some(id) = next.filter(|id| !done.contains(id)) {
+                if !on_way.insert(id) || way.len() >= DEEP {
+                    if let Some(dead) = self.lost.nodes.get_mut(&id) {
+                        dead.parent = None;
+                    }
+                    break;
+                }
+                way.push(id);
+                next = self.lost.nodes.get(&id).and_then(|dead| dead.parent);
+            }
+            done.extend(way);
+        }
+    }
+}
+
+/// Which volume a node is of: 0 is the one that is alive.
+pub(super) fn volume_of(id: NodeId) -> u64 {
+    id.0 >> 32
 }

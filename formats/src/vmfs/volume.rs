@@ -110,7 +110,12 @@ pub struct Volume {
 impl Volume {
     /// Opens the volume of a logical volume. A resource file that can't be opened costs what needs it.
     pub fn load(lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Result<Self, Error> {
-        let header = Header::load(&**lv)?;
+        Ok(Self::with(Header::load(&**lv)?, lv, logical, memo))
+    }
+
+    /// Opens the volume of a logical volume that has this header.
+    #[must_use]
+    pub fn with(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
         let space = Arc::new(Space {
             lv: Bytes::clone(lv),
             logical,
@@ -151,7 +156,7 @@ impl Volume {
                 }
             }
         }
-        Ok(Self { space, pools, fdc, fbb, sfb, jbc, findings })
+        Self { space, pools, fdc, fbb, sfb, jbc, findings }
     }
 
     /// Where the descriptor of an address lies in the volume.
