@@ -50,6 +50,8 @@ pub struct Options {
     pub maps: Vec<MapArg>,
     /// Whether an input in which nothing is recognised is searched from end to end.
     pub sweep: bool,
+    /// Whether every input is, whatever was recognised in it.
+    pub deep: bool,
     /// Whether plain files are mapped into memory for a search.
     pub mmap: bool,
     /// Where sweeps are kept for the next command.

@@ -87,6 +87,10 @@ struct Global {
     /// Search plain files through a memory mapping: faster, but a bad sector or a file cut short ends the program
     #[arg(long, global = true)]
     mmap: bool,
+    /// Search inputs from end to end for datastores even where something was recognised: a device can be
+    /// formatted over, and hold what was there before
+    #[arg(long, global = true)]
+    deep: bool,
     /// A folder, not beside the evidence, in which sweeps and hashes are kept for later commands
     #[arg(long, global = true, value_name = "DIR")]
     case: Option<PathBuf>,
@@ -176,6 +180,7 @@ impl Global {
             with: self.with.clone(),
             maps,
             sweep,
+            deep: self.deep,
             keep: self.case.clone(),
             mmap: self.mmap,
         };

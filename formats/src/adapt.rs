@@ -59,7 +59,7 @@ pub struct Window {
 }
 
 impl Window {
-    /// `len` bytes from `start` on. Where `base` ends before them, the rest is lost as truncated.
+    /// `len` bytes from `start` on. Where `base` ends before them, the rest is outside of what was dumped.
     #[must_use]
     pub fn new(base: Bytes, start: u64, len: u64) -> Self {
         let len = len.min(u64::MAX.saturating_sub(start));
@@ -83,7 +83,16 @@ impl Layer for Window {
     }
 
     fn run(&self, at: u64, want: u64) -> Run<'_> {
-        below(&*self.base, self.start.saturating_add(at), want)
+        within_dump(&*self.base, self.start.saturating_add(at), want)
+    }
+}
+
+/// `want` bytes of a device at `offset`, of which `layer` is the part that was dumped.
+#[must_use]
+pub fn within_dump(layer: &dyn Layer, offset: u64, want: u64) -> Run<'_> {
+    match layer.len().saturating_sub(offset) {
+        0 => Run::lost(want, Why::Outside, layer.len()),
+        inside => below(layer, offset, want.min(inside)),
     }
 }
 

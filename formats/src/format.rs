@@ -6,6 +6,7 @@ use crate::link::Opened;
 use crate::memo::Memo;
 use crate::num::wide;
 use crate::read::read;
+use std::ops::Range;
 
 /// One format.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +69,8 @@ pub mod score {
     pub const FALLBACK: u8 = 1;
     /// A weak signature that other formats share, such as the two bytes at the end of a boot sector.
     pub const WEAK: u8 = 64;
+    /// The head is gone, and structures behind it are where they would be.
+    pub const REMAINS: u8 = 96;
     /// The magic is there.
     pub const MAGIC: u8 = 128;
     /// The magic is there and a checksum or a second structure agrees.
@@ -81,6 +84,8 @@ pub struct Sweep {
     pub look: fn(&Window<'_>, &mut dyn FnMut(Clue)),
     /// Puts the clues, sorted, together to an image. Pure: it may read the layer where the clues point.
     pub build: fn(&Bytes, &Memo, &[Clue]) -> Result<Opened, Error>,
+    /// Where clues lie on most devices: all that is looked at where another format owns the device. Short, or empty.
+    pub near: &'static [Range<u64>],
 }
 
 /// Bytes of a device in memory, read once for all formats.

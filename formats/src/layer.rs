@@ -181,6 +181,8 @@ pub enum Why {
     Unsupported,
     /// More layers on top of each other than any real image has.
     TooDeep,
+    /// Behind the end of a dump of a part of a device, or before its start: the device has them.
+    Outside,
 }
 
 impl Why {
@@ -197,6 +199,7 @@ impl Why {
             Self::Sealed => "sealed",
             Self::Unsupported => "unsupported",
             Self::TooDeep => "too-deep",
+            Self::Outside => "outside",
         }
     }
 }
@@ -213,6 +216,7 @@ impl fmt::Display for Why {
             Self::Sealed => "they are encrypted",
             Self::Unsupported => "this feature is not supported",
             Self::TooDeep => "too many layers on top of each other",
+            Self::Outside => "they are outside this dump",
         })
     }
 }

@@ -20,6 +20,7 @@ pub mod hash;
 pub mod header;
 pub mod heir;
 pub mod lvm;
+mod rebuild;
 pub mod resource;
 mod sweep;
 #[cfg(test)]
@@ -55,7 +56,7 @@ pub static FORMAT: Format = Format {
     ],
     probe,
     open,
-    sweep: Some(Sweep { look: sweep::look, build: sweep::build }),
+    sweep: Some(Sweep { look: sweep::look, build: sweep::build, near: sweep::NEAR }),
 };
 
 fn probe(layer: &dyn Layer) -> u8 {
@@ -68,6 +69,7 @@ fn probe(layer: &dyn Layer) -> u8 {
             if has_magic(layer, header) || Device::is_later(layer) { score::PROVEN } else { score::MAGIC }
         }
         None if has_magic(layer, header::HEADER_AT) => score::MAGIC,
+        Some(false) | None if remains(layer).is_some() => score::REMAINS,
         Some(false) | None => score::NONE,
     }
 }
@@ -75,36 +77,98 @@ fn probe(layer: &dyn Layer) -> u8 {
 fn has_magic(layer: &dyn Layer, at: u64) -> bool {
     let mut magic = [0; 4];
     let whole = at.checked_add(4).is_some_and(|end| end <= layer.len()) && read(layer, at, &mut magic).is_whole();
-    whole && [header::MAGIC, header::MAGIC_LOCAL].contains(&u32::from_le_bytes(magic))
+    whole && header::is_magic(u32::from_le_bytes(magic))
+}
+
+/// Where the volume starts on a device whose own header is gone, if something stands at a place where it would.
+fn remains(layer: &dyn Layer) -> Option<u64> {
+    let header = lvm::DATA_AT.saturating_add(header::HEADER_AT);
+    let on_device =
+        has_magic(layer, header) || rebuild::is_here(layer, lvm::DATA_AT) || Device::is_tabled(layer);
+    if on_device {
+        return Some(lvm::DATA_AT);
+    }
+    rebuild::is_here(layer, 0).then_some(0)
+}
+
+/// The device that an image is of, or what is left of it, with the length of its volume.
+fn device(bytes: &Bytes, memo: &Memo) -> Result<Device, Error> {
+    if lvm::looks_like(&**bytes).is_none() && has_magic(&**bytes, header::HEADER_AT) {
+        return Ok(measured(Device::none(bytes, bytes.len()), memo));
+    }
+    let error = match Device::load(bytes) {
+        Ok(device) => return Ok(device),
+        Err(error) => error,
+    };
+    if let Some(device) = Device::without_table(bytes).or_else(|| Device::without_header(bytes)) {
+        return Ok(if device.alone { measured(device, memo) } else { device });
+    }
+    match remains(&**bytes) {
+        None => Err(error),
+        Some(0) => Ok(measured(Device::none(bytes, bytes.len()), memo)),
+        Some(data) => {
+            let mut device = Device::assumed(bytes, data, bytes.len().saturating_sub(data));
+            let text = format!(
+                "the metadata of the device is destroyed ({error}); its records show that the volume starts at {data:#x}, \
+                 and it is taken for the only device of its volume"
+            );
+            let range = lvm::HEADER_AT..data;
+            device.findings.push(Finding::new("LVM-GONE", range, Trust::Inferred, text));
+            Ok(measured(device, memo))
+        }
+    }
+}
+
+/// A device on which nothing says how long its volume is, and which it is: asks the file system.
+fn measured(mut device: Device, memo: &Memo) -> Device {
+    let lv: Bytes = Arc::new(Logical::new(device.clone(), []));
+    let Ok(found) = rebuild::header(&lv, memo) else { return device };
+    (device.volume.uuid, device.volume.snapshot_id) = (found.header.lv_uuid, found.header.lv_snapshot_id);
+    let volume = Volume::with(found.header, &found.lv, None, &memo.share());
+    let Some(len) = rebuild::length(&volume) else { return device };
+    let have = device.bytes.len().saturating_sub(device.data_offset);
+    if device.major != 0 {
+        // Its tables say what it has; where the file system has more, there are more devices.
+        device.volume.num_devices = if len > device.span().end { 2 } else { 1 };
+        device.volume.logical_size = len;
+        return device;
+    }
+    // A dump of a volume is perhaps more than the volume.
+    if device.is_none() && len <= have { device } else { device.of_len(len) }
 }
 
 fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
-    if lvm::looks_like(&**bytes).is_none() && has_magic(&**bytes, header::HEADER_AT) {
-        return open_bare(bytes, memo);
-    }
-    let device = Device::load(bytes)?;
+    let device = device(bytes, memo)?;
     let member = device.member();
-    let alone = Arc::new(Logical::new(device.clone(), []));
-    let header = Header::load(&*alone);
-    let header = match header {
-        Ok(header) => Some(header),
+    let lv: Bytes = Arc::new(Logical::new(device.clone(), []));
+    let header = match rebuild::header(&lv, memo) {
+        Ok(found) => Some(found.header),
         // Only the first device has it.
         Err(_) if member.first != 0 => None,
         Err(error) => return Err(error),
     };
+    let known = device.volume.uuid != [0; 16];
     let want = Want { role: Role::Member, id: Some(member.set.clone()), hint: None, len: None };
-    let wants = vec![want; crate::num::narrow(u64::from(member.count.saturating_sub(1)))];
+    // Where nothing says how many there are, a volume that goes on behind its device has one more at least.
+    let more = device.alone && known && !device.is_none() && device.volume.logical_size > device.room();
+    let more = more || device.alone && member.count > 1;
+    let wants = if more { 1 } else { u64::from(member.count.saturating_sub(1)) };
+    let wants = vec![want; crate::num::narrow(wants)];
     let mut facts = Vec::new();
-    device_facts(&device, &mut facts);
+    if device.major != 0 {
+        device_facts(&device, &mut facts);
+    }
     if let Some(header) = &header {
         header_facts(header, &mut facts);
     }
+    let made = header.as_ref().map(|header| i128::from(header.created).saturating_mul(1_000_000_000));
+    let own = header.as_ref().map(|header| header.uuid.to_vec());
     let link = Link {
         name: header.map(|header| header.label),
-        id: Some(member.set.clone()),
+        id: if device.is_none() { own } else { known.then(|| member.set.clone()) },
         len: device.volume.logical_size,
-        born: Some(micros(device.volume.creation_time)),
-        set: Some(member),
+        born: if device.volume.creation_time == 0 { made } else { Some(micros(device.volume.creation_time)) },
+        set: (known && !device.is_none()).then_some(member),
     };
     let findings = device.findings.clone();
     let memo = memo.clone();
@@ -112,31 +176,11 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     Ok(Opened { link, wants, join: Box::new(join), findings, facts })
 }
 
-/// An image of the volume itself, without the device around it.
-fn open_bare(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
-    let header = Header::load(&**bytes)?;
-    let mut facts = Vec::new();
-    header_facts(&header, &mut facts);
-    let link = Link {
-        name: Some(header.label.clone()),
-        id: Some(header.uuid.to_vec()),
-        set: None,
-        len: bytes.len(),
-        born: Some(i128::from(header.created).saturating_mul(1_000_000_000)),
-    };
-    let (lv, memo) = (Bytes::clone(bytes), memo.clone());
-    let join = move |_: &[Option<Bytes>]| {
-        let volume = Volume::load(&lv, None, &memo)?;
-        Ok(Content::Tree(Arc::new(Datastore::new(volume, Vec::new()))))
-    };
-    Ok(Opened { link, wants: Vec::new(), join: Box::new(join), findings: Vec::new(), facts })
-}
-
 fn join(device: &Device, others: &[Option<Bytes>], memo: &Memo) -> Result<Content, Error> {
     let mut findings = Vec::new();
     let mut devices = Vec::new();
     for bytes in others.iter().flatten() {
-        match Device::load(bytes) {
+        match self::device(bytes, memo) {
             Ok(other) if other.member().set == device.member().set => {
                 findings.extend(other.findings.iter().cloned());
                 devices.push(other);
@@ -145,14 +189,38 @@ fn join(device: &Device, others: &[Option<Bytes>], memo: &Memo) -> Result<Conten
             Err(error) => findings.push(refused(&error.to_string())),
         }
     }
-    let logical = Arc::new(Logical::new(device.clone(), devices));
+    devices.insert(0, device.clone());
+    // One that is taken for the only device of its volume has what is before the others.
+    if let Some(next) = devices.iter().map(|device| device.volume.first_pe).filter(|first| *first > 0).min() {
+        devices.iter_mut().filter(|device| device.alone && device.volume.first_pe == 0).for_each(|device| device.end_at(next));
+    }
+    devices.sort_by_key(|device| device.alone);
+    let lead = devices.remove(0);
+    let logical = Arc::new(Logical::new(lead, devices));
+    let needed = logical.devices().first().map_or(0, |first| first.volume.first_pe);
+    if needed > 0 {
+        let found = format!(
+            "extents 0 to {} of volume {} are on a device that was not given, and with them all names and maps of files: \
+             give it with --with",
+            needed.saturating_sub(1),
+            uuid(device.volume.uuid)
+        );
+        return Err(Error::corrupt("VMFS volume without its first device", lvm::HEADER_AT, found));
+    }
     let devices = wide(logical.devices().len());
     if logical.is_partial() {
-        let text = format!("{devices} of {} devices are there", device.member().count);
+        let count = logical.devices().iter().map(|device| device.member().count).max().unwrap_or(0);
+        let text = format!("{devices} of {count} devices are there");
         findings.push(Finding::new("LVM-ABSENT", lvm::HEADER_AT..lvm::HEADER_AT, Trust::Doubtful, text));
     }
     let lv: Bytes = Arc::<Logical>::clone(&logical);
-    let volume = Volume::load(&lv, Some(logical), memo)?;
+    let found = rebuild::header(&lv, memo)?;
+    let volume = Volume::with(found.header, &found.lv, Some(logical), memo);
+    if let Some(text) = found.text {
+        let at = volume.space.physical(header::HEADER_AT);
+        let text = format!("the header of the file system {text}");
+        findings.push(Finding::new("VMFS-HEADER", at..at.saturating_add(512), Trust::Inferred, text));
+    }
     Ok(Content::Tree(Arc::new(Datastore::new(volume, findings))))
 }
 
@@ -196,6 +264,8 @@ fn version(local: bool, major: u32, minor: u8) -> String {
     // Observed: 14 and 24. What lies between or behind them is shown as it stands.
     match (local, major) {
         (true, _) => "VMFS-L".into(),
+        (false, 14) if minor == 0 => "VMFS-5".into(),
+        (false, 24) if minor == 0 => "VMFS-6".into(),
         (false, 14) => format!("VMFS-5.{minor}"),
         (false, 24) => format!("VMFS-6.{minor}"),
         (false, _) => format!("VMFS {major}.{minor}"),

@@ -350,7 +350,7 @@ fn a_cut_device_costs_what_lay_behind() {
             }
             let gaps = parts_of(located, file.len, |lv| at.device_position(lv), |_, at| cut.saturating_sub(at));
             hit += usize::from(!gaps.is_empty());
-            let gaps: Vec<_> = gaps.into_iter().map(|gap| (gap, Why::Truncated)).collect();
+            let gaps: Vec<_> = gaps.into_iter().map(|gap| (gap, Why::Outside)).collect();
             check(&*tree, file, &gaps);
         }
         assert!(hit >= 2, "{version:?}: {hit}");

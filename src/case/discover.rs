@@ -5,14 +5,16 @@ use super::item::{Filled, Item, ItemId, Origin, State};
 use super::{Case, Noted, Options, Store, StoreFile, paths, wants};
 use crate::health;
 use crate::progress::Progress;
+use crate::ranges::RangeSet;
 use crate::source::Source;
+use crate::sweep::SweepOptions;
 use anyhow::{Result, bail};
 use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use vdrecover_formats::adapt::Trusted;
-use vdrecover_formats::format::{Holds, score};
+use vdrecover_formats::format::{Clue, Holds, score};
 use vdrecover_formats::link::{Disk, Link};
 use vdrecover_formats::{Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, Opened, Role, Tree, Trust};
 
@@ -51,7 +53,7 @@ pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Re
         bail!("{}: {error}", path.display());
     }
     work.settle();
-    if options.sweep {
+    if options.sweep || options.deep {
         work.sweep(options, progress);
         work.settle();
     }
@@ -497,19 +499,24 @@ impl Work<'_> {
         }
     }
 
-    /// Searches inputs in which nothing was recognised from end to end.
+    /// Searches inputs in which nothing was recognised from end to end; the others where remains of another format
+    /// usually lie, or on request from end to end too.
     fn sweep(&mut self, options: &Options, progress: &Progress) {
         for id in 0..self.case.items.len() {
             let item = &self.case.items[id];
             let Origin::Source(source) = &item.origin else { continue };
+            let source = Arc::clone(source);
             let disk = item.disk();
-            let inside = self.case.items.iter().any(|other| matches!(other.origin, Origin::Inside(of) if of == id));
             let plain = matches!(item.content(), Some(Content::Disks(_)));
             if !plain
-                || inside
                 || item.used_by.is_some()
-                || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, source))
+                || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, &source))
             {
+                continue;
+            }
+            let owner = self.case.items.iter().position(|other| matches!(other.origin, Origin::Inside(of) if of == id));
+            if let (Some(owner), false) = (owner, options.deep) {
+                self.sweep_near(id, owner, &disk, progress);
                 continue;
             }
             // A map may show the same few bytes over and over: no search is worth what such an image says of itself.
@@ -523,32 +530,95 @@ impl Work<'_> {
                 self.note(id, Finding::new("SWEEP-BOUND", 0..0, Trust::Doubtful, text));
                 continue;
             }
-            let label = self.case.label(id);
-            let swept = super::keep::sweep(&disk, source, options.keep.as_deref(), progress);
+            let swept = super::keep::sweep(&disk, &source, options.keep.as_deref(), progress);
             for finding in swept.findings {
-                self.case.findings.push(Noted { about: label.clone(), finding });
+                self.note(id, finding);
             }
-            if swept.clues.is_empty() {
+            if swept.clues.is_empty() && owner.is_none() {
                 let text = "no image format, partition table or datastore was recognised; it is taken for a raw disk";
                 self.note(id, Finding::new("RAW-ONLY", 0..0, Trust::Sound, text));
             }
             for (format, clues) in &swept.clues {
-                let Some(build) = format.sweep.map(|sweep| sweep.build) else { continue };
-                match build(&disk, &self.case.pool.share(), clues) {
-                    Ok(opened) => self.add_swept(id, disk.clone(), format, opened),
-                    Err(error) => {
-                        let finding = Finding::new("SWEEP-BUILD", 0..0, Trust::Doubtful, error.to_string());
-                        self.case.findings.push(Noted { about: label.clone(), finding });
-                    }
+                self.build(id, owner, &disk, format, clues);
+            }
+        }
+    }
+
+    /// Looks for what is left of another format on a disk that one owns by now, where it usually lies.
+    fn sweep_near(&mut self, id: ItemId, owner: ItemId, disk: &Bytes, progress: &Progress) {
+        for format in FORMATS {
+            let Some(near) = format.sweep.map(|sweep| sweep.near).filter(|near| !near.is_empty()) else { continue };
+            let ranges = RangeSet::build(near.to_vec());
+            let window = near.iter().map(|range| range.end - range.start).max().unwrap_or(SECTOR);
+            let sweep = SweepOptions { ranges: Some(ranges), window, margin: SECTOR, ..SweepOptions::default() };
+            for (_, clues) in crate::sweep::sweep(&**disk, &[*format], &sweep, progress).clues {
+                if !clues.is_empty() {
+                    self.build(id, Some(owner), disk, format, &clues);
                 }
             }
         }
     }
 
+    /// Opens what a search found, beside what `owner` has.
+    fn build(&mut self, id: ItemId, owner: Option<ItemId>, disk: &Bytes, format: &'static Format, clues: &[Clue]) {
+        let Some(build) = format.sweep.map(|sweep| sweep.build) else { return };
+        match (build(disk, &self.case.pool.share(), clues), owner) {
+            (Ok(opened), None) => {
+                let text = format!("no partition table or file system is at its start; a search found {}", format.about);
+                self.note(id, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
+                self.add_swept(id, disk.clone(), format, opened);
+            }
+            (Ok(opened), Some(owner)) => self.add_remains(id, owner, disk, format, &opened),
+            // Remains of a format that can't be put together are no damage of the one that owns the disk.
+            (Err(_), Some(_)) => {}
+            (Err(error), None) => {
+                self.note(id, Finding::new("SWEEP-BUILD", 0..0, Trust::Doubtful, error.to_string()));
+            }
+        }
+    }
+
+    /// Takes in what is left of a format on a disk that another one owns by now, but for what that one has itself.
+    fn add_remains(&mut self, id: ItemId, owner: ItemId, disk: &Bytes, format: &'static Format, opened: &Opened) {
+        let Ok(Content::Volumes(mut volumes)) = opened.join_alone() else { return };
+        let known = self.known(owner, format);
+        volumes.retain(|volume| !known.contains(&volume.range.start));
+        if volumes.is_empty() {
+            return;
+        }
+        let (owned, link) = (self.case.items[owner].format.about, opened.link.clone());
+        for volume in &mut volumes {
+            // Nothing tells what the new owner wrote over it.
+            volume.bytes = Arc::new(Trusted::new(volume.bytes.clone(), Trust::Inferred));
+            let text = format!(
+                "the device is {owned} now; what is left of another format lies under it, and may be overwritten in part: {}",
+                volume.about
+            );
+            self.note(id, Finding::new("SWEEP-UNDER", volume.range.clone(), Trust::Inferred, text));
+        }
+        let findings = opened.findings.clone();
+        self.add_swept(id, disk.clone(), format, Opened { findings, ..Opened::alone(link, Content::Volumes(volumes)) });
+    }
+
+    /// Where the volumes of a format start that `owner` is or has.
+    fn known(&self, owner: ItemId, format: &Format) -> Vec<u64> {
+        let same = |item: &Item| item.format.name == format.name && !matches!(item.state, State::Failed(_));
+        let own = same(&self.case.items[owner]).then_some(0);
+        let volumes = match self.case.items[owner].content() {
+            Some(Content::Volumes(volumes)) => volumes.as_slice(),
+            _ => &[],
+        };
+        let parts = self.case.items.iter().filter_map(|item| match &item.origin {
+            Origin::Volume { of, number } if *of == owner && same(item) => volumes.get(*number),
+            _ => None,
+        });
+        own.into_iter().chain(parts.map(|volume| volume.range.start)).collect()
+    }
+
     fn add_swept(&mut self, of: ItemId, bytes: Bytes, format: &'static Format, opened: Opened) {
-        let text = format!("no partition table or file system is at its start; a search found {}", format.about);
-        self.note(of, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
         let id = self.case.items.len();
+        for finding in opened.findings.clone() {
+            self.note(of, finding);
+        }
         self.case.items.push(Item {
             origin: Origin::Inside(of),
             bytes,

@@ -326,6 +326,7 @@ impl Scan<'_> {
         let word = |path: &PathBuf| format!(" {}", quoted(path.as_os_str().as_bytes()));
         let mut options: Vec<String> = global.with.iter().map(|path| format!(" --with{}", word(path))).collect();
         options.extend(global.maps.iter().map(|map| format!(" --mapfile {}", quoted(map.as_bytes()))));
+        options.extend(global.deep.then(|| " --deep".to_owned()));
         options.extend(global.case.iter().map(|case| format!(" --case{}", word(case))));
         let options = options.concat();
         // A locator has one image, to which the others are given; what takes several gets them as they were.

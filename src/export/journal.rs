@@ -166,6 +166,7 @@ fn why_of(word: &str) -> Option<Why> {
         Why::Sealed,
         Why::Unsupported,
         Why::TooDeep,
+        Why::Outside,
     ];
     all.into_iter().find(|why| why.word() == word)
 }

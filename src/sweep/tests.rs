@@ -26,7 +26,7 @@ type Look = fn(&Window<'_>, &mut dyn FnMut(Clue));
 const fn format(name: &'static str, look: Option<Look>) -> Format {
     const NO: &[Magic] = &[];
     let sweep = match look {
-        Some(look) => Some(Sweep { look, build }),
+        Some(look) => Some(Sweep { look, build, near: &[] }),
         None => None,
     };
     Format { name, about: "", holds: Holds::Disk, spec: "", magics: NO, probe: |_| 0, open: nothing, sweep }

@@ -36,11 +36,13 @@ pub const MAGIC: u32 = 0x2FAB_F15E;
 pub const MAGIC_LOCAL: u32 = 0x2FAB_F15F;
 
 /// Heartbeats start here.
-const HEARTBEATS_AT: u64 = 0x30_0000;
+pub(super) const HEARTBEATS_AT: u64 = 0x30_0000;
 /// On VMFS3 and VMFS5 they end here.
 const HEARTBEATS_END: u64 = 0x40_0000;
 /// Config flag: sub-block numbers of six bits, and fixed places for all system files.
 const DENSE: u32 = 0x4;
+/// The version of every VMFS5 that was seen.
+const VMFS5: u32 = 14;
 /// First version with 64-bit pointers.
 const VMFS6: u32 = 24;
 /// The span of a cluster of small file blocks on VMFS6, and of one large file block.
@@ -76,6 +78,15 @@ pub(super) struct RawHeader {
     #[br(pad_before = 35)]
     pub md_alignment: u32,
     pub sfb_to_lfb_shift: u16,
+}
+
+impl RawHeader {
+    /// What it says of the volume's identity.
+    pub(super) fn name(&self) -> Name {
+        let label = self.label.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
+        let local = self.magic == MAGIC_LOCAL;
+        Name { local, uuid: self.uuid, label, lv: (self.lv_uuid, self.lv_snapshot_id) }
+    }
 }
 
 impl Record for RawHeader {
@@ -122,20 +133,53 @@ pub struct Header {
     sdd: (u64, FdAddress),
 }
 
+/// What a header says of the volume's identity, which nothing else does.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Name {
+    local: bool,
+    uuid: [u8; 16],
+    label: Vec<u8>,
+    lv: ([u8; 16], u32),
+}
+
+/// Whether a header starts with this.
+pub(super) fn is_magic(magic: u32) -> bool {
+    matches!(magic, MAGIC | MAGIC_LOCAL)
+}
+
+/// What a header says of where things are, from elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Geometry {
+    /// Whether the layout is that of VMFS6.
+    pub six: bool,
+    /// Unit of metadata.
+    pub md: u64,
+    /// log2 of the file block size.
+    pub file_shift: u32,
+    /// log2 of the sub-block size.
+    pub sub_shift: u32,
+    /// Whether sub-blocks have numbers of six bits.
+    pub dense: bool,
+    /// Where the first group of `.fdc.sf` starts in it.
+    pub fdc_offset: u64,
+    /// Clusters in a group of `.fdc.sf`.
+    pub fdc_clusters: u64,
+}
+
 /// Whether a file system's header starts here, as far as its first fields tell.
 pub(super) fn is_start(bytes: &[u8]) -> bool {
     let number = |at: usize| {
         let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk::<4>());
         bytes.map_or(0, |bytes| u32::from_le_bytes(*bytes))
     };
-    matches!(number(0), MAGIC | MAGIC_LOCAL) && (1..64).contains(&number(4)) && number(0x9D).is_power_of_two()
+    is_magic(number(0)) && (1..64).contains(&number(4)) && number(0x9D).is_power_of_two()
 }
 
 impl Header {
     /// Reads and checks the header of a logical volume.
     pub fn load(lv: &dyn Layer) -> Result<Self, Error> {
         let raw = RawHeader::load(lv, HEADER_AT)?;
-        if raw.magic != MAGIC && raw.magic != MAGIC_LOCAL {
+        if !is_magic(raw.magic) {
             return Err(Error::corrupt("VMFS header: magic", HEADER_AT, format!("{:#010x}", raw.magic)));
         }
         let bad = |what, offset: u64, found: String| Err(Error::corrupt(what, HEADER_AT.saturating_add(offset), found));
@@ -185,6 +229,60 @@ impl Header {
             pb2: (raw.pb2_vol_addr, fd(raw.pb2_fd_addr, FdAddress::PB2)),
             sdd: (raw.sdd_vol_addr, fd(raw.sdd_fd_addr, FdAddress::SDD)),
         })
+    }
+
+    /// The header of a volume that has none: what can't be known is empty or zero.
+    pub(super) fn assumed(from: &Geometry) -> Self {
+        let large = u64::from(LARGE.trailing_zeros().saturating_sub(from.file_shift));
+        let width = if from.six {
+            Width::Wide { per_cluster: 1_u64.checked_shl(u32::try_from(large).unwrap_or(0)).unwrap_or(1) }
+        } else {
+            Width::Narrow { dense: from.dense }
+        };
+        let mut header = Self {
+            local: false,
+            major: if from.six { VMFS6 } else { VMFS5 },
+            minor: 0,
+            uuid: [0; 16],
+            config: if from.dense { DENSE } else { 0 },
+            label: Vec::new(),
+            created: 0,
+            lv_uuid: [0; 16],
+            lv_snapshot_id: 0,
+            width,
+            file_shift: from.file_shift,
+            large_shift: LARGE.trailing_zeros().max(from.file_shift),
+            sub_shift: from.sub_shift,
+            md: from.md,
+            fan_shift: if from.six { 13 } else { 10 },
+            fdc_offset: from.fdc_offset,
+            fdc_clusters: from.fdc_clusters,
+            pb2: (0, FdAddress::PB2),
+            sdd: (0, FdAddress::SDD),
+        };
+        // Real images, dense or not: the descriptors lie in one row. Only volumes that were made as VMFS3 differ.
+        let first = header.fixed(FdAddress::ROOT).unwrap_or_default();
+        let place = |address: FdAddress| first.saturating_add(address.spot().resource.saturating_mul(header.descriptor_size()));
+        (header.pb2, header.sdd) = ((place(FdAddress::PB2), FdAddress::PB2), (place(FdAddress::SDD), FdAddress::SDD));
+        header
+    }
+
+    /// What it says of the volume's identity.
+    pub(super) fn name(&self) -> Name {
+        let lv = (self.lv_uuid, self.lv_snapshot_id);
+        Name { local: self.local, uuid: self.uuid, label: self.label.clone(), lv }
+    }
+
+    /// Gives it an identity.
+    pub(super) fn called(&mut self, name: Name) {
+        (self.local, self.uuid, self.label) = (name.local, name.uuid, name.label);
+        (self.lv_uuid, self.lv_snapshot_id) = name.lv;
+    }
+
+    /// Whether both have things in the same places.
+    pub(super) fn is_alike(&self, other: &Self) -> bool {
+        let of = |header: &Self| (header.width, header.file_shift, header.sub_shift, header.md, header.fdc_offset, header.fdc_clusters);
+        of(self) == of(other)
     }
 
     /// Whether the layout is that of VMFS6.

@@ -20,9 +20,13 @@
 //! 512 KiB behind that. A table has 8192 entries of 128 bytes. Up to version 5 an entry covers 256 MiB, in version
 //! 6 up to 16 TiB. Every 16 TiB a device keeps 16 MiB for metadata, so that no constant turns a logical into a
 //! physical position: only the tables do.
+//!
+//! Where they are destroyed, what a fresh device has stands in for them, as inferred: its data starts at 17 MiB and
+//! goes on without a gap but for the 16 MiB behind each 16 TiB (real images of all versions, real 64 TiB devices of
+//! versions 5 and 6). Records of the file system say where in the volume they lie, so that this can be checked.
 
 use super::uuid;
-use crate::adapt::below;
+use crate::adapt::{below, within_dump};
 use crate::error::Error;
 use crate::layer::{Bytes, Layer, Run, Trust, Why};
 use crate::link::Member;
@@ -41,6 +45,12 @@ pub const HEADER_AT: u64 = 0x10_0000;
 pub const MAGIC: u32 = 0xC001_D00D;
 /// Bytes of a physical extent up to version 5, and the unit of [`VolumeEntry::first_pe`] in all.
 pub const EXTENT: u64 = 256 << 20;
+
+/// Where data starts on every device that was seen.
+pub const DATA_AT: u64 = 0x110_0000;
+/// What lies between two areas of metadata, and how long each is.
+pub(super) const STRETCH: u64 = 1 << 44;
+pub(super) const AREA: u64 = 16 << 20;
 
 /// From the end of the header's block to the first bitmap.
 const TO_BITMAP: u64 = 0x8_0000;
@@ -136,6 +146,29 @@ pub struct VolumeEntry {
     pub num_devices: u32,
 }
 
+impl VolumeEntry {
+    /// Whether the numbers can be those of an entry.
+    fn fits(&self) -> bool {
+        let last = MAX_LEN.checked_div(EXTENT).unwrap_or(0);
+        self.first_pe <= self.last_pe
+            && self.last_pe < last
+            && self.logical_size <= MAX_LEN
+            && self.num_devices <= MAX_DEVICES
+    }
+
+    /// Whether an entry stands by itself, without the header before it: all that it says twice agrees.
+    fn is_plausible(&self) -> bool {
+        let pes = self.last_pe.saturating_sub(self.first_pe).saturating_add(1);
+        let named = self.name.starts_with(uuid(self.uuid).as_bytes());
+        self.fits()
+            && self.uuid != [0; 16]
+            && self.num_devices > 0
+            && pes == u64::from(self.num_pes)
+            && self.last_pe.saturating_mul(EXTENT) < self.logical_size
+            && (named || self.state == 1)
+    }
+}
+
 impl Record for VolumeEntry {
     const SIZE: usize = 0x94;
     const NAME: &'static str = "LVM volume table entry";
@@ -201,6 +234,10 @@ pub struct Device {
     pub metadata: Vec<Range<u64>>,
     /// What was seen on the way.
     pub findings: Vec<Finding>,
+    /// Whether nothing says how many devices the volume has.
+    pub(super) alone: bool,
+    /// Whether the extents of all volumes are meant: the volume table is gone.
+    any_volume: bool,
     pieces: Vec<Piece>,
 }
 
@@ -216,6 +253,7 @@ struct Piece {
     logical: u64,
     physical: u64,
     len: u64,
+    trust: Trust,
 }
 
 impl Piece {
@@ -224,7 +262,9 @@ impl Piece {
     }
 
     fn continues(&self, next: &Self) -> bool {
-        self.end() == next.logical && self.physical.checked_add(self.len) == Some(next.physical)
+        self.end() == next.logical
+            && self.physical.checked_add(self.len) == Some(next.physical)
+            && self.trust == next.trust
     }
 }
 
@@ -250,13 +290,11 @@ impl Device {
             findings.push(Finding::new("LVM-VOLUMES", field(0x66, 4), Trust::Inferred, text));
         }
         if raw.total_bytes > bytes.len() {
-            let text = format!("the device has {:#x} bytes, its header says {:#x}", bytes.len(), raw.total_bytes);
-            findings.push(Finding::new("LVM-SHORT", bytes.len()..raw.total_bytes, Trust::Doubtful, text));
+            findings.push(short(bytes.len(), raw.total_bytes));
         }
         let volume_at = HEADER_AT.saturating_add(md);
         let volume = VolumeEntry::load(&**bytes, volume_at)?;
-        let fits = volume.first_pe <= volume.last_pe && volume.last_pe < MAX_LEN.checked_div(EXTENT).unwrap_or(0);
-        if !fits || volume.logical_size > MAX_LEN || volume.num_devices > MAX_DEVICES {
+        if !volume.fits() {
             let found = format!(
                 "extents {} to {}, {:#x} bytes, {} devices",
                 volume.first_pe, volume.last_pe, volume.logical_size, volume.num_devices
@@ -275,10 +313,241 @@ impl Device {
             volume,
             metadata: Vec::new(),
             findings,
+            alone: false,
+            any_volume: false,
             pieces: Vec::new(),
         };
         device.load_extents(&raw, md);
+        device.fill();
         Ok(device)
+    }
+
+    /// The volume table of a device whose header is destroyed, and the alignment that it lies at.
+    fn table(layer: &dyn Layer) -> Option<(u64, VolumeEntry)> {
+        let units = [512, 4 << 10, 8 << 10, 16 << 10, 32 << 10, 64 << 10];
+        units.into_iter().find_map(|md| {
+            let at = HEADER_AT.saturating_add(md);
+            if VolumeEntry::end(at) > layer.len() {
+                return None;
+            }
+            VolumeEntry::load(layer, at).ok().filter(VolumeEntry::is_plausible).map(|volume| (md, volume))
+        })
+    }
+
+    /// Whether a volume table stands where it would, whatever is before it.
+    pub(super) fn is_tabled(layer: &dyn Layer) -> bool {
+        Self::table(layer).is_some()
+    }
+
+    /// A device whose header is destroyed, by the volume table behind it.
+    #[must_use]
+    pub(super) fn without_header(bytes: &Bytes) -> Option<Self> {
+        let (md, volume) = Self::table(&**bytes)?;
+        let (major, pes) = (if md == 512 { 5 } else { 6 }, volume.num_pes);
+        // Version 6 has one entry for a long run, and one table has room for all of them.
+        let maps = if major < 6 { u64::from(pes).div_ceil(ENTRIES).min(MAX_MAPS) } else { 1 };
+        let raw = RawDevice {
+            magic: MAGIC,
+            major_version: major,
+            minor_version: 0,
+            disk_block_size: 512,
+            total_bytes: bytes.len(),
+            num_volumes: 1,
+            num_pes: 0,
+            last_pe: 0,
+            generation: 0,
+            data_offset: DATA_AT,
+            uuid: [0; 16],
+            init_time: 0,
+            modification_time: 0,
+            num_pe_maps: u32::try_from(maps).unwrap_or(1),
+            ext_metadata_offset: 0,
+            md_alignment: u32::try_from(md).unwrap_or(0),
+            pes_of_256_mib: pes,
+            flags: 0,
+        };
+        let text = format!(
+            "the header of the device is destroyed; the table behind it says that extents {} to {} of volume {} are here",
+            volume.first_pe,
+            volume.last_pe,
+            uuid(volume.uuid)
+        );
+        let mut device = Self::assumed(bytes, DATA_AT, 0);
+        device.findings.push(Finding::new("LVM-HEADER", field(0, 512), Trust::Inferred, text));
+        (device.major, device.volume, device.pieces, device.alone) = (major, volume, Vec::new(), false);
+        device.load_extents(&raw, md);
+        device.fill();
+        device.settle();
+        Some(device)
+    }
+
+    /// A device whose volume table is destroyed, by its header and its tables of extents. Only that of a volume's
+    /// first part says enough: on a later one nothing else tells which part of the volume it has.
+    #[must_use]
+    pub(super) fn without_table(bytes: &Bytes) -> Option<Self> {
+        let raw = RawDevice::load(&**bytes, HEADER_AT).ok().filter(RawDevice::is_plausible)?;
+        let md = if raw.major_version < 6 { 512 } else { u64::from(raw.md_alignment) };
+        if !md.is_power_of_two() || !(512..=64 << 10).contains(&md) {
+            return None;
+        }
+        let mut device = Self::assumed(bytes, raw.data_offset, 0);
+        (device.major, device.minor, device.uuid) = (raw.major_version, raw.minor_version, raw.uuid);
+        (device.total_bytes, device.made, device.local) = (raw.total_bytes, raw.init_time, raw.flags & 1 != 0);
+        if raw.total_bytes > bytes.len() {
+            device.findings.push(short(bytes.len(), raw.total_bytes));
+        }
+        let at = HEADER_AT.saturating_add(md);
+        let text = "the volume table of the device is destroyed; which volume it has follows from the tables behind it";
+        device.findings.push(Finding::new("LVM-VOLUME", at..at.saturating_add(512), Trust::Inferred, text));
+        device.pieces = Vec::new();
+        device.any_volume = true;
+        device.load_extents(&raw, md);
+        let pes = if raw.major_version < 6 { raw.num_pes } else { raw.pes_of_256_mib };
+        let end = device.pieces.last().map_or(u64::from(pes).saturating_mul(EXTENT), Piece::end);
+        let first = device.pieces.first().map_or(0, |piece| piece.logical);
+        device.volume.first_pe = first.checked_div(EXTENT).unwrap_or(0);
+        device.volume.last_pe = end.div_ceil(EXTENT).saturating_sub(1);
+        device.volume.logical_size = end;
+        device.fill();
+        Some(device)
+    }
+
+    /// A device of which nothing tells what it is: `len` bytes of a volume that start at `data_offset`, as on a fresh
+    /// device that has all of its volume.
+    #[must_use]
+    pub(super) fn assumed(bytes: &Bytes, data_offset: u64, len: u64) -> Self {
+        let len = len.min(MAX_LEN);
+        let volume = VolumeEntry {
+            logical_size: len,
+            generation: 0,
+            state: 0,
+            name: [0; 64],
+            uuid: [0; 16],
+            snapshot_id: 0,
+            creation_time: 0,
+            volume_id: 0,
+            num_pes: 0,
+            first_pe: 0,
+            last_pe: len.div_ceil(EXTENT).saturating_sub(1),
+            modification_time: 0,
+            num_devices: 1,
+        };
+        let mut device = Self {
+            bytes: Bytes::clone(bytes),
+            major: 0,
+            minor: 0,
+            total_bytes: bytes.len(),
+            data_offset,
+            uuid: [0; 16],
+            made: 0,
+            local: false,
+            volume,
+            metadata: Vec::new(),
+            findings: Vec::new(),
+            alone: true,
+            any_volume: false,
+            pieces: Vec::new(),
+        };
+        device.pieces = device.by_rule(0..len).collect();
+        device.settle();
+        device
+    }
+
+    /// A dump of the volume itself: all of it in one piece, and no device.
+    #[must_use]
+    pub(super) fn none(bytes: &Bytes, len: u64) -> Self {
+        let mut device = Self::assumed(bytes, 0, len);
+        let len = device.volume.logical_size;
+        device.pieces = vec![Piece { logical: 0, physical: 0, len, trust: Trust::Sound }];
+        device.settle();
+        device
+    }
+
+    /// A device that holds all that its pieces name: what its image has not is outside of the image.
+    fn settle(&mut self) {
+        self.total_bytes = self.total_bytes.max(self.end());
+    }
+
+    /// Whether the bytes of this device are a dump of the volume itself.
+    pub(super) fn is_none(&self) -> bool {
+        self.data_offset == 0
+    }
+
+    /// Where its last piece of the volume ends.
+    pub(super) fn end(&self) -> u64 {
+        self.pieces.iter().map(|piece| piece.physical.saturating_add(piece.len)).max().unwrap_or(0)
+    }
+
+    /// Bytes of a volume that its image has room for, in whole extents.
+    pub(super) fn room(&self) -> u64 {
+        let len = self.bytes.len().saturating_sub(self.data_offset);
+        len.saturating_sub(len.checked_rem(EXTENT).unwrap_or(0))
+    }
+
+    /// Where a fresh device has `range` of the volume.
+    fn by_rule(&self, range: Range<u64>) -> impl Iterator<Item = Piece> {
+        let start = self.volume.first_pe.saturating_mul(EXTENT);
+        let (data, mut at) = (self.data_offset, range.start.max(start));
+        std::iter::from_fn(move || {
+            let into = at.saturating_sub(start);
+            let areas = into.checked_div(STRETCH).unwrap_or(0);
+            let rest = STRETCH.saturating_sub(into.checked_rem(STRETCH).unwrap_or(0));
+            let len = range.end.saturating_sub(at).min(rest);
+            let physical = data.saturating_add(into).saturating_add(areas.saturating_mul(AREA));
+            let piece = Piece { logical: at, physical, len, trust: Trust::Inferred };
+            at = at.saturating_add(len);
+            (len > 0).then_some(piece)
+        })
+    }
+
+    /// Maps what the tables forgot as a fresh device has it, unless what they say differs from that.
+    fn fill(&mut self) {
+        let span = self.span().start..self.span().end.min(self.volume.logical_size);
+        let fresh = |piece: &Piece| self.by_rule(piece.logical..piece.end()).next().is_some_and(|rule| rule.physical == piece.physical);
+        if span.is_empty() || !self.pieces.iter().all(fresh) {
+            return;
+        }
+        let mut filled = Vec::new();
+        let mut at = span.start;
+        for piece in &self.pieces {
+            filled.extend(self.by_rule(at..piece.logical.min(span.end)));
+            filled.push(*piece);
+            at = at.max(piece.end());
+        }
+        filled.extend(self.by_rule(at..span.end));
+        let missed: u64 = filled.iter().filter(|piece| piece.trust != Trust::Sound).map(|piece| piece.len).sum();
+        if missed > 0 {
+            let text = format!("the tables of extents forgot {missed} bytes of the volume; they are mapped as on a fresh device");
+            let range = self.metadata.first().cloned().unwrap_or_default();
+            self.findings.push(Finding::new("LVM-PE-RULE", range, Trust::Inferred, text));
+        }
+        self.pieces = filled;
+    }
+
+    /// Gives all from this extent on to the devices behind it.
+    pub(super) fn end_at(&mut self, extent: u64) {
+        let end = extent.saturating_mul(EXTENT);
+        self.pieces.retain(|piece| piece.logical < end);
+        for piece in &mut self.pieces {
+            piece.len = piece.len.min(end.saturating_sub(piece.logical));
+        }
+        self.volume.last_pe = extent.saturating_sub(1);
+        self.total_bytes = self.bytes.len();
+        self.settle();
+    }
+
+    /// Gives an assumed volume the length that its file system has.
+    #[must_use]
+    pub(super) fn of_len(&self, len: u64) -> Self {
+        let mut device = Self { volume: VolumeEntry { logical_size: len, ..self.volume.clone() }, ..self.clone() };
+        device.volume.last_pe = device.volume.last_pe.max(len.div_ceil(EXTENT).saturating_sub(1));
+        device.pieces = if self.is_none() {
+            vec![Piece { logical: 0, physical: 0, len, trust: Trust::Sound }]
+        } else {
+            self.by_rule(0..len).collect()
+        };
+        device.settle();
+        device
     }
 
     /// Whether a layer is the second or a later device of a volume.
@@ -295,7 +564,9 @@ impl Device {
     pub fn member(&self) -> Member {
         let mut set = self.volume.uuid.to_vec();
         set.extend(self.volume.snapshot_id.to_le_bytes());
-        Member { set, first: self.volume.first_pe, count: self.volume.num_devices.max(1), id: self.uuid.to_vec() }
+        // Without a header a device has no id of its own, but its place in the volume is nobody else's.
+        let id = if self.uuid == [0; 16] { self.volume.first_pe.to_le_bytes().to_vec() } else { self.uuid.to_vec() };
+        Member { set, first: self.volume.first_pe, count: self.volume.num_devices.max(1), id }
     }
 
     /// Logical bytes that the volume table gives to this device.
@@ -398,12 +669,24 @@ impl Device {
                 let Ok(raw) = RawExtent::parse(entry, at) else { continue };
                 let fits = raw.logical_offset.checked_add(raw.length).is_some_and(|end| end <= MAX_LEN)
                     && raw.physical_offset.checked_add(raw.length).is_some_and(|end| end <= MAX_LEN);
-                if raw.volume_id == self.volume.volume_id && raw.length > 0 && fits {
-                    pieces.push(Piece { logical: raw.logical_offset, physical: raw.physical_offset, len: raw.length });
+                let ours = self.any_volume || raw.volume_id == self.volume.volume_id;
+                if ours && raw.length > 0 && fits {
+                    pieces.push(Piece {
+                        logical: raw.logical_offset,
+                        physical: raw.physical_offset,
+                        len: raw.length,
+                        trust: Trust::Sound,
+                    });
                 }
             }
         }
     }
+}
+
+/// Says how much of a device is there. That is no damage: a dump of its start has all that a listing needs.
+fn short(have: u64, of: u64) -> Finding {
+    let text = format!("the dump has {have} of the device's {of} bytes: the rest is outside this dump");
+    Finding::new("LVM-SHORT", have..of, Trust::Sound, text)
 }
 
 fn field(offset: u64, len: u64) -> Range<u64> {
@@ -449,7 +732,7 @@ impl Logical {
         let len = first.volume.logical_size;
         let mut devices = vec![first];
         for device in others {
-            let known = devices.iter().any(|known| known.uuid == device.uuid);
+            let known = devices.iter().any(|known| known.member().id == device.member().id);
             if device.member().set == set && !known {
                 devices.push(device);
             }
@@ -510,7 +793,8 @@ impl Layer for Logical {
     }
 
     fn about(&self) -> String {
-        "VMFS volume (LVM)".into()
+        let bare = self.devices.iter().all(Device::is_none);
+        if bare { "VMFS volume".into() } else { "VMFS volume (LVM)".into() }
     }
 
     fn run(&self, at: u64, want: u64) -> Run<'_> {
@@ -520,7 +804,16 @@ impl Layer for Logical {
                 let into = at.saturating_sub(piece.logical);
                 let want = want.min(piece.len.saturating_sub(into));
                 match self.devices.get(*i) {
-                    Some(device) => below(&*device.bytes, piece.physical.saturating_add(into), want),
+                    Some(device) => {
+                        let at = piece.physical.saturating_add(into);
+                        // What the device should have and its image has not was not dumped.
+                        let run = if at < device.total_bytes {
+                            within_dump(&*device.bytes, at, want.min(device.total_bytes.saturating_sub(at)))
+                        } else {
+                            below(&*device.bytes, at, want)
+                        };
+                        Run { trust: run.trust.max(piece.trust), ..run }
+                    }
                     None => Run::lost(want, Why::Unmapped, HEADER_AT),
                 }
             }

@@ -95,6 +95,8 @@ pub struct Resource {
     pub bits: u64,
     /// Where the header of the resources lies that these are split into; 0 if they are not.
     pub child_at: u64,
+    /// Groups, as the header counts them.
+    said_groups: u64,
     group_at: u64,
     group_size: u64,
     header_size: u64,
@@ -179,6 +181,7 @@ impl Resource {
             total: u64::from(raw.num_resources_hi) << 32 | u64::from(raw.num_resources_lo),
             bits,
             child_at: u64::from(raw.child_meta_offset),
+            said_groups: u64::from(raw.num_cluster_groups),
             group_at: u64::from(raw.cluster_group_offset),
             group_size: u64::from(raw.cluster_group_size),
             header_size: header.cluster_header_size(),
@@ -198,6 +201,13 @@ impl Resource {
     pub fn clusters(&self) -> u64 {
         let clusters = self.total.div_ceil(self.per_cluster.max(1));
         clusters.min(self.room.checked_div(self.header_size).unwrap_or(0))
+    }
+
+    /// Whether the resources and the groups that the header counts are of one file.
+    #[must_use]
+    pub fn counts_agree(&self) -> bool {
+        let clusters = self.total.div_ceil(self.per_cluster.max(1));
+        self.total > 0 && clusters.div_ceil(self.per_group.max(1)) == self.said_groups
     }
 
     /// Cluster groups.

@@ -381,8 +381,8 @@ fn devices_make_a_volume_in_any_order() {
     let first = Device::load(&device_bytes(0, 2, 3, 1)).unwrap();
     let second = Device::load(&device_bytes(3, 4, 3, 2)).unwrap();
     let third = Device::load(&device_bytes(5, 7, 3, 3)).unwrap();
-    let lost = Why::Truncated.word();
-    // The images end behind their tables: what the map names there is truncated, not absent.
+    let lost = Why::Outside.word();
+    // The images end behind their tables: what the map names there was not dumped, and is not absent.
     assert_eq!(spans(&Logical::new(second.clone(), [])), [(3, "absent"), (2, lost), (3, "absent")]);
     let partial = Logical::new(third.clone(), [first.clone(), third.clone()]);
     assert!(partial.is_partial());
@@ -404,7 +404,7 @@ fn a_lost_bitmap_of_extents_is_made_up_for() {
     copy[0x18_0200] = 0;
     let device = Device::load(&(Arc::new(Memory::new(copy)) as Bytes)).unwrap();
     assert_eq!(device.findings.iter().map(|found| found.code).collect::<Vec<_>>(), ["LVM-SHORT", "LVM-PE-BITMAP"]);
-    assert_eq!(spans(&Logical::new(device, [])), [(4, "truncated"), (4, "unmapped")]);
+    assert_eq!(spans(&Logical::new(device, [])), [(4, "outside"), (4, "unmapped")]);
 }
 
 #[test]
