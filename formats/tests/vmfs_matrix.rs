@@ -22,6 +22,7 @@ use vdrecover_formats::{
     Bytes, Content, Error, Fault, Layer, NodeId, Note, Place, Pool, Run, Tree, Trust, Why, read_vec, vmfs, walk,
 };
 use vdrecover_testdata::Device;
+use vdrecover_testdata::samples;
 use vdrecover_testdata::vmfs as made;
 use vdrecover_testdata::vmfs::{Addressing, Expected, Layout, Located, Version, Vmfs, VmfsSpec, pattern};
 
@@ -379,5 +380,17 @@ fn a_missing_extent_costs_what_lay_on_it() {
             assert!(hit >= 1, "{version:?}: {hit}");
             assert!(codes(&*tree).contains("LVM-ABSENT"));
         }
+    }
+}
+
+/// Metadata of each alignment and blocks of each size are read alike.
+#[test]
+fn other_geometries_are_read_alike() {
+    for name in ["vmfs6-md8k", "vmfs6-md16k", "vmfs6-md64k", "vmfs6-4kn", "vmfs5-2m", "vmfs5-4m"] {
+        let store = samples::SAMPLES.iter().find(|sample| sample.name == name).unwrap().build();
+        let files = store.expected();
+        let tree = open(&store.finish().into_iter().map(|device| Some(disk(device))).collect::<Vec<_>>());
+        println!("{name}");
+        others(&*tree, &files, &[]);
     }
 }

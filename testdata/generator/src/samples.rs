@@ -43,7 +43,13 @@ pub const SAMPLES: &[Sample] = &[
     Sample { name: "vmfs5-layouts", about: "each addressing, order and flag", build: || layouts(Version::Five) },
     Sample { name: "vmfs6-layouts", about: "each addressing, order and flag", build: || layouts(Version::Six) },
     Sample { name: "vmfs5-512k", about: "512 KiB file blocks, 32 KiB sub-blocks", build: half_mib },
-    Sample { name: "vmfs5-8m", about: "8 MiB file blocks", build: eight_mib },
+    Sample { name: "vmfs5-2m", about: "2 MiB file blocks", build: || large_file_blocks(2) },
+    Sample { name: "vmfs5-4m", about: "4 MiB file blocks", build: || large_file_blocks(4) },
+    Sample { name: "vmfs5-8m", about: "8 MiB file blocks", build: || large_file_blocks(8) },
+    Sample { name: "vmfs6-md8k", about: "metadata aligned to 8 KiB", build: || aligned(8 << 10, 512) },
+    Sample { name: "vmfs6-md16k", about: "metadata aligned to 16 KiB", build: || aligned(16 << 10, 512) },
+    Sample { name: "vmfs6-md64k", about: "metadata aligned to 64 KiB", build: || aligned(64 << 10, 512) },
+    Sample { name: "vmfs6-4kn", about: "sectors of 4096 bytes", build: || aligned(4 << 10, 4096) },
     Sample { name: "vmfs5-span", about: "three extents", build: || span(Version::Five) },
     Sample { name: "vmfs6-span", about: "three extents", build: || span(Version::Six) },
     Sample { name: "vmfs6-large-blocks", about: "512 MiB file blocks", build: large_blocks },
@@ -151,10 +157,10 @@ fn half_mib() -> Vmfs {
     store
 }
 
-fn eight_mib() -> Vmfs {
-    let spec = spec(Version::Five, "eight-mib");
+fn large_file_blocks(mib: u64) -> Vmfs {
+    let spec = spec(Version::Five, &format!("{mib}-mib"));
     let mut store = Vmfs::new(VmfsSpec {
-        file_block_size: 8 << 20,
+        file_block_size: mib << 20,
         // ESXi's number of pointer blocks would leave no room.
         pointer_blocks: Some(4096),
         ..spec
@@ -163,6 +169,32 @@ fn eight_mib() -> Vmfs {
     store.file("megabytes", Content::patterned(30_000_000, 51), &Layout::default());
     let thin = Content::sparse(500 * GIB).with(333 * GIB + 777, pattern(9999, 52));
     store.file("thin-flat.vmdk", thin, &Layout::default());
+    store
+}
+
+fn aligned(metadata_alignment: u64, sector_size: u32) -> Vmfs {
+    let mut store = Vmfs::new(VmfsSpec { metadata_alignment, sector_size, ..spec(Version::Six, "aligned") });
+    fill(&mut store);
+    let auto = Layout::default();
+    // As much as a descriptor holds, and one more; pointers that only a longer array has room for.
+    let resident = metadata_alignment - 512;
+    store.file("resident-full", Content::patterned(resident, 55), &auto.clone().addressing(Addressing::Resident));
+    store.file("resident-over", Content::patterned(resident + 1, 56), &auto);
+    let far = metadata_alignment / 16 - 2;
+    let direct = Content::sparse(((far + 1) << 20) + 100).with((far << 20) + 7, pattern((1 << 20) - 7, 57));
+    let layout = if metadata_alignment > 4096 { auto.clone().addressing(Addressing::Direct) } else { auto.clone() };
+    store.file("direct-far", direct, &layout);
+    store.mkdir("many");
+    for n in 0..700 {
+        store.file(&format!("many/name-{n:03}"), Content::bytes(format!("{n}\n")), &auto);
+    }
+    store.mkdir("collisions");
+    for name in colliding_names(30) {
+        store.file(&format!("collisions/{name}"), Content::bytes(name.clone()), &auto);
+    }
+    store.file("gone", Content::patterned(3_000_000, 58), &auto);
+    store.delete_as_esxi("gone");
+    store.orphan("many/name-005");
     store
 }
 

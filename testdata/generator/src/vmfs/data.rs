@@ -138,7 +138,7 @@ impl Vmfs {
         }
     }
 
-    fn pointer_block_len(&self) -> u64 {
+    pub(super) fn pointer_block_len(&self) -> u64 {
         if self.six() { 64 << 10 } else { 4096 }
     }
 

@@ -1,6 +1,6 @@
 //! File descriptors: 2 KiB on VMFS5, 8 KiB on VMFS6.
 
-use super::resource::{MDA, put_lock, put32, put64};
+use super::resource::{put_lock, put32, put64};
 use std::collections::BTreeMap;
 
 /// File types as descriptors and directory entries store them.
@@ -18,6 +18,8 @@ pub enum FileType {
     Rdm = 6,
 }
 
+/// Position of the first heartbeat slot.
+pub(crate) const HEARTBEATS: u64 = 0x30_0000;
 pub(crate) const ZLA_RDM: u32 = 0;
 pub(crate) const ZLA_FILE_BLOCK: u32 = 1;
 pub(crate) const ZLA_SUB_BLOCK: u32 = 2;
@@ -51,32 +53,52 @@ pub(crate) struct Descriptor {
     pub(crate) resident: Vec<u8>,
 }
 
-/// Sizes and offsets of one version's descriptor.
+/// What sizes and offsets of metadata follow from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
+    /// The layout of VMFS6.
     pub(crate) six: bool,
+    /// Bytes of one unit of metadata: a lock takes one, and what it guards starts the next.
+    pub(crate) md: u64,
 }
 
 impl Shape {
+    #[cfg(test)]
+    pub(crate) const FIVE: Self = Self { six: false, md: 512 };
+
     pub(crate) fn size(self) -> u64 {
-        if self.six { 2 * MDA } else { 2048 }
+        if self.six { 2 * self.md } else { 2048 }
     }
 
     pub(crate) fn resident_at(self) -> u64 {
-        if self.six { MDA + 512 } else { 1024 }
+        self.md + 512
     }
 
     pub(crate) fn resident_max(self) -> u64 {
-        if self.six { MDA - 512 } else { 1024 }
+        if self.six { self.md - 512 } else { 1024 }
     }
 
     pub(crate) fn pointers_at(self) -> u64 {
-        if self.six { 2 * MDA - 2560 } else { 1024 }
+        if self.six { 2 * self.md - self.slots() * 8 } else { 1024 }
     }
 
-    /// Slots in a descriptor's own pointer array.
+    /// Slots in a descriptor's own pointer array. That they fill half of a unit above 4 KiB is known from sources.
     pub(crate) fn slots(self) -> u64 {
-        if self.six { 320 } else { 256 }
+        match (self.six, self.md) {
+            (false, _) => 256,
+            (true, 4096) => 320,
+            (true, md) => md / 16,
+        }
+    }
+
+    /// Slots for the heartbeats of hosts, and bytes of each.
+    pub(crate) fn heartbeats(self) -> (u64, u64) {
+        (if self.six { 1024 } else { 2048 }, self.md)
+    }
+
+    /// Position of the one heartbeat slot that was ever used.
+    pub(crate) fn heartbeat_at(self) -> u64 {
+        HEARTBEATS + self.md * if self.six { 64 } else { 528 }
     }
 
     /// Bytes of one pointer.
@@ -89,10 +111,10 @@ impl Shape {
         let mut record = vec![0; self.size() as usize];
         put_lock(&mut record, 0x10C0_0001, lv, 3);
         if !matches!(fd.kind, FileType::System) {
-            put64(&mut record, 0x0C, super::heartbeat_at(self.six));
+            put64(&mut record, 0x0C, self.heartbeat_at());
             put64(&mut record, 0x14, super::HEARTBEAT_GENERATION);
         }
-        let meta = &mut record[if self.six { MDA as usize } else { 512 }..];
+        let meta = &mut record[self.md as usize..];
         put32(meta, 0x00, fd.address);
         put32(meta, 0x04, fd.generation);
         put32(meta, 0x08, fd.links);

@@ -1,8 +1,11 @@
 //! Directories: a flat array on VMFS5, a hashed file of blocks on VMFS6.
 
 use super::FileType;
-use super::resource::{MDA, put16, put32, put64};
+use super::descriptor::Shape;
+use super::parts::What;
+use super::resource::{put16, put32, put64};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 /// Bytes of a VMFS5 entry.
 pub(crate) const ENTRY5: u64 = 140;
@@ -10,19 +13,40 @@ pub(crate) const ENTRY5: u64 = 140;
 pub(crate) const ENTRY6: u64 = 288;
 /// Bytes of the header of a VMFS6 directory.
 pub(crate) const HEADER6: u64 = 0x1_0000;
-/// Entries in a VMFS6 entry block.
-const SLOTS: u64 = 14;
 const BLOCK_HEADER: usize = 64;
 const GROUP: usize = 0x54;
-const GROUPS: usize = (MDA as usize - BLOCK_HEADER) / GROUP;
+/// What eight bits of a location can number.
+const NUMBERED: usize = 256;
 const LINKS: usize = 12;
 const TABLE: usize = 0x5F8;
 const TABLE_SLOTS: u64 = 16001;
 /// Names in the root avoid the slots that its system files have to themselves.
 const ROOT_SLOTS: u64 = 15973;
 const FIRST_SYSTEM_SLOT: u64 = 0x3E66;
-/// Blocks that one allocation map block describes, two a byte.
-const MAPPED: u64 = (MDA - BLOCK_HEADER as u64) * 2;
+
+/// How many of everything fit into a VMFS6 directory's blocks, which are of one unit of metadata each.
+#[derive(Clone, Copy, Debug)]
+struct Blocks {
+    md: u64,
+    /// Entries in a block of entries.
+    slots: u64,
+    /// Groups in a block of links.
+    groups: usize,
+    /// Blocks that an allocation map block describes, two a byte.
+    mapped: u64,
+}
+
+impl Blocks {
+    fn of(md: u64) -> Self {
+        let room = md - BLOCK_HEADER as u64;
+        Self { md, slots: room / ENTRY6, groups: (room as usize / GROUP).min(NUMBERED), mapped: 2 * room }
+    }
+
+    /// Where an entry begins inside the directory file.
+    fn slot_at(self, slot: u64) -> u64 {
+        HEADER6 + (1 + slot / self.slots) * self.md + BLOCK_HEADER as u64 + slot % self.slots * ENTRY6
+    }
+}
 
 /// One name.
 #[derive(Clone, Debug)]
@@ -98,14 +122,38 @@ impl Directory {
     }
 
     /// Where a name's entry begins inside the directory file.
-    pub(crate) fn entry_at(&self, name: &[u8], six: bool) -> u64 {
+    pub(crate) fn entry_at(&self, name: &[u8], shape: Shape) -> u64 {
         let slot = self.slot_of(name) as u64;
-        if six { slot_at(slot) } else { (slot + 2) * ENTRY5 }
+        if shape.six { Blocks::of(shape.md).slot_at(slot) } else { (slot + 2) * ENTRY5 }
+    }
+
+    /// What each range of the directory file is.
+    pub(crate) fn layout(&self, shape: Shape, root: bool) -> Vec<(What, Range<u64>)> {
+        if !shape.six {
+            let entries = self.entries().count() as u64 + 2;
+            return vec![(What::Entries, 0..entries * ENTRY5)];
+        }
+        let of = Blocks::of(shape.md);
+        let entry_blocks = (self.slots.len() as u64).div_ceil(of.slots);
+        let (_, groups) = self.hash_table(of, root, 1 + entry_blocks);
+        let link_blocks = groups.len().div_ceil(of.groups) as u64;
+        let table = TABLE as u64;
+        let mut parts = vec![(What::DirectoryHeader, 0..table), (What::HashTable, table..table + 4 * TABLE_SLOTS)];
+        for block in 0..1 + entry_blocks + link_blocks {
+            let what = match block {
+                0 => What::AllocationMap,
+                n if n <= entry_blocks => What::Entries,
+                _ => What::Links,
+            };
+            let at = HEADER6 + block * of.md;
+            parts.push((what, at..at + of.md));
+        }
+        parts
     }
 
     /// The directory file: its bytes, and how many of them count as its length.
-    pub(crate) fn encode(&self, six: bool, root: bool) -> (Vec<u8>, u64) {
-        if six { self.encode6(root) } else { self.encode5() }
+    pub(crate) fn encode(&self, shape: Shape, root: bool) -> (Vec<u8>, u64) {
+        if shape.six { self.encode6(Blocks::of(shape.md), root) } else { self.encode5() }
     }
 
     fn encode5(&self) -> (Vec<u8>, u64) {
@@ -118,14 +166,14 @@ impl Directory {
         (out, len)
     }
 
-    fn encode6(&self, root: bool) -> (Vec<u8>, u64) {
+    fn encode6(&self, of: Blocks, root: bool) -> (Vec<u8>, u64) {
         // Block 0 is the allocation map, then the blocks of entries, then those of links.
-        let entry_blocks = (self.slots.len() as u64).div_ceil(SLOTS);
-        let (table, groups) = self.hash_table(root, 1 + entry_blocks);
-        let link_blocks = groups.len().div_ceil(GROUPS) as u64;
+        let entry_blocks = (self.slots.len() as u64).div_ceil(of.slots);
+        let (table, groups) = self.hash_table(of, root, 1 + entry_blocks);
+        let link_blocks = groups.len().div_ceil(of.groups) as u64;
         let blocks = 1 + entry_blocks + link_blocks;
-        assert!(blocks <= MAPPED, "a directory of {} entries needs a second map block", self.slots.len());
-        let len = HEADER6 + blocks * MDA;
+        assert!(blocks <= of.mapped, "a directory of {} entries needs a second map block", self.slots.len());
+        let len = HEADER6 + blocks * of.md;
         let mut out = vec![0; len as usize];
         let used = self.entries().count() as u32 + 2;
         put32(&mut out, 0x00, 0x00F5_0001);
@@ -140,28 +188,27 @@ impl Directory {
         for (n, entry) in self.slots.iter().enumerate() {
             if let Some(entry) = entry {
                 let low = if is_system(entry) { 0 } else { name_hash(&entry.name) as u32 };
-                self.put_entry6(&mut out, slot_at(n as u64) as usize, entry, low);
+                self.put_entry6(&mut out, of.slot_at(n as u64) as usize, entry, low);
             }
         }
-        put_link_groups(&mut out[(HEADER6 + (1 + entry_blocks) * MDA) as usize..], &groups);
+        put_link_groups(of, &mut out[(HEADER6 + (1 + entry_blocks) * of.md) as usize..], &groups);
 
-        let mut map = vec![0x8; MAPPED as usize];
+        let mut map = vec![0x8; of.mapped as usize];
         map[0] = 3;
         for block in 1..=entry_blocks {
-            let first = ((block - 1) * SLOTS) as usize;
-            let slots = &self.slots[first..self.slots.len().min(first + SLOTS as usize)];
-            let free: u16 =
-                (0..SLOTS as usize).filter(|&s| slots.get(s).is_none_or(Option::is_none)).map(|s| 1 << s).sum();
-            let at = (HEADER6 + block * MDA) as usize;
-            put_block_header(&mut out[at..], 1, SLOTS as u16, u64::from(free));
-            map[block as usize] = if free == 0 { 1 } else { 5 };
+            let first = ((block - 1) * of.slots) as usize;
+            let is_free = |s: &usize| self.slots.get(first + s).is_none_or(Option::is_none);
+            let free: Vec<usize> = (0..of.slots as usize).filter(is_free).collect();
+            let at = (HEADER6 + block * of.md) as usize;
+            put_block_header(&mut out[at..], 1, of.slots as u16, &free);
+            map[block as usize] = if free.is_empty() { 1 } else { 5 };
         }
         for block in 0..link_blocks {
-            let taken = (groups.len() - block as usize * GROUPS).min(GROUPS);
-            let free = (1u64 << GROUPS) - (1 << taken);
-            let at = (HEADER6 + (1 + entry_blocks + block) * MDA) as usize;
-            put_block_header(&mut out[at..], 2, GROUPS as u16, free);
-            map[(1 + entry_blocks + block) as usize] = if free == 0 { 2 } else { 6 };
+            let taken = (groups.len() - block as usize * of.groups).min(of.groups);
+            let free: Vec<usize> = (taken..of.groups).collect();
+            let at = (HEADER6 + (1 + entry_blocks + block) * of.md) as usize;
+            put_block_header(&mut out[at..], 2, of.groups as u16, &free);
+            map[(1 + entry_blocks + block) as usize] = if free.is_empty() { 2 } else { 6 };
         }
         // Observed: the map's own header carries version 0, type 3 and no counts.
         put16(&mut out, HEADER6 as usize + 2, 3);
@@ -172,7 +219,7 @@ impl Directory {
     }
 
     /// The hash table by slot, and the link groups of the slots that several names share.
-    fn hash_table(&self, root: bool, first_link_block: u64) -> (BTreeMap<u64, u32>, Vec<LinkGroup>) {
+    fn hash_table(&self, of: Blocks, root: bool, first_link_block: u64) -> (BTreeMap<u64, u32>, Vec<LinkGroup>) {
         let mut names: BTreeMap<u64, Vec<(u32, u16)>> = BTreeMap::new();
         for (n, entry) in self.slots.iter().enumerate() {
             let Some(entry) = entry else { continue };
@@ -182,7 +229,7 @@ impl Directory {
                 _ if root => hash % ROOT_SLOTS,
                 _ => hash % TABLE_SLOTS,
             };
-            let location = location(1, 1 + n as u64 / SLOTS, n as u64 % SLOTS);
+            let location = location(1, 1 + n as u64 / of.slots, n as u64 % of.slots);
             names.entry(slot).or_default().push((location, (hash >> 16) as u16));
         }
         let mut table = BTreeMap::new();
@@ -192,7 +239,7 @@ impl Directory {
                 table.insert(slot, only);
                 continue;
             }
-            let place = |n: usize| location(2, first_link_block + (n / GROUPS) as u64, (n % GROUPS) as u64);
+            let place = |n: usize| location(2, first_link_block + (n / of.groups) as u64, (n % of.groups) as u64);
             table.insert(slot, place(groups.len()));
             let chunks = names.chunks(LINKS).count();
             for (n, links) in names.chunks(LINKS).enumerate() {
@@ -220,9 +267,9 @@ struct LinkGroup {
     next: u32,
 }
 
-fn put_link_groups(out: &mut [u8], groups: &[LinkGroup]) {
+fn put_link_groups(of: Blocks, out: &mut [u8], groups: &[LinkGroup]) {
     for (n, group) in groups.iter().enumerate() {
-        let at = n / GROUPS * MDA as usize + BLOCK_HEADER + n % GROUPS * GROUP;
+        let at = n / of.groups * of.md as usize + BLOCK_HEADER + n % of.groups * GROUP;
         put16(out, at, group.slot);
         out[at + 2] = LINKS as u8;
         out[at + 3] = (LINKS - group.links.len()) as u8;
@@ -235,21 +282,19 @@ fn put_link_groups(out: &mut [u8], groups: &[LinkGroup]) {
     }
 }
 
-fn put_block_header(block: &mut [u8], kind: u16, slots: u16, free: u64) {
+fn put_block_header(block: &mut [u8], kind: u16, slots: u16, free: &[usize]) {
     put16(block, 0, 1);
     put16(block, 2, kind);
     put16(block, 4, slots);
-    put16(block, 6, free.count_ones() as u16);
-    put64(block, 8, free);
+    put16(block, 6, free.len() as u16);
+    for slot in free {
+        block[8 + slot / 8] |= 1 << (slot % 8);
+    }
 }
 
 fn is_system(entry: &Entry) -> bool {
     // System descriptors are the first of cluster 0; the root itself has resource 0.
     entry.address & 0x3F_FFC0 == 0 && entry.address >> 22 != 0 && entry.kind == FileType::System
-}
-
-fn slot_at(slot: u64) -> u64 {
-    HEADER6 + (1 + slot / SLOTS) * MDA + BLOCK_HEADER as u64 + slot % SLOTS * ENTRY6
 }
 
 fn location(kind: u32, block: u64, slot: u64) -> u32 {
@@ -329,12 +374,12 @@ mod tests {
         }
         let mut five = six.clone();
         six.remove(b"file3", true);
-        let (bytes, len) = six.encode(true, false);
+        let (bytes, len) = six.encode(Shape { six: true, md: 4096 }, false);
         assert_eq!(len, 0x1_3000);
         assert!(!bytes.windows(5).any(|w| w == b"file3"));
         assert_eq!(bytes[0x1_1008], 1 << 3);
         five.remove(b"file19", false);
-        let (bytes, len) = five.encode(false, false);
+        let (bytes, len) = five.encode(Shape::FIVE, false);
         assert_eq!(len, 21 * ENTRY5);
         assert_eq!(&bytes[21 * 140 + 12..][..6], b"file19");
     }

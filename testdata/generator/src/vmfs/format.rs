@@ -1,19 +1,17 @@
 //! What formatting writes: file system header, heartbeats, system files and resource headers.
 
 use super::address::{self, Addresses};
-use super::descriptor::{Descriptor, FileType, Shape, ZLA_FILE_BLOCK};
+use super::descriptor::{Descriptor, FileType, HEARTBEATS, Shape, ZLA_FILE_BLOCK};
 use super::directory::{Directory, Entry};
-use super::resource::{GROUPS_AT, MDA, Pool, Resource, put_lock, put16, put32, put64};
+use super::resource::{GROUPS_AT, Pool, Resource, put_lock, put16, put32, put64};
 use super::volume::{Identity, Volume};
 use super::{
     FORMAT_TIME, HEARTBEAT_GENERATION, HOST_ADDRESS, HOST_MAC, HOST_UUID, Node, ROOT, Version, Vmfs, VmfsSpec,
-    heartbeat_at,
 };
 use crate::Device;
 use std::collections::BTreeMap;
 
-const HEARTBEATS: u64 = 0x30_0000;
-const FS_HEADER: u64 = 0x20_0000;
+pub(super) const FS_HEADER: u64 = 0x20_0000;
 const UNMAP_RECORDS: u64 = 1024;
 const JOURNAL_BLOCK: u64 = 2 << 20;
 
@@ -46,24 +44,24 @@ pub(crate) fn uuid(seed: u32, part: u8) -> [u8; 16] {
 }
 
 /// Blocks of each pool for a volume of `bytes`: ESXi's numbers for 2 GiB, or as many as a smaller volume has room for.
-fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
-    let six = spec.version == Version::Six;
+fn pools(spec: &VmfsSpec, shape: Shape, bytes: u64) -> BTreeMap<Pool, Resource> {
+    let Shape { six, md } = shape;
     let scale = |full: u64, size: u64, share: u64, unit: u64| {
         let room = (bytes / share / size).next_multiple_of(unit);
         if bytes >= 2 << 30 { full } else { full.min(room).max(unit) }
     };
     let blocks = bytes / spec.file_block_size;
     let sub_block_size = if spec.dense_sub_blocks { 8 << 10 } else { 32 << 10 };
-    let pool = |pool, geometry, total| (pool, Resource::new(pool, six, geometry, total));
+    let pool = |pool, geometry, total| (pool, Resource::new(pool, shape, geometry, total));
     if six {
         let clusters = blocks.div_ceil(address::SFB_PER_LFB);
         return BTreeMap::from([
-            pool(Pool::LargeFileBlock, (16, 8, 2 * MDA), clusters),
+            pool(Pool::LargeFileBlock, (16, 8, 2 * md), clusters),
             pool(Pool::FileBlock, (address::SFB_PER_LFB, 8, 0), blocks),
             pool(
                 Pool::Descriptor,
-                (256, 8, 2 * MDA),
-                spec.descriptors.unwrap_or_else(|| scale(16384, 2 * MDA, 16, 256)),
+                (256, 8, 2 * md),
+                spec.descriptors.unwrap_or_else(|| scale(16384 * 4096 / md, 2 * md, 16, 256)),
             ),
             pool(Pool::SubBlock, (256, 8, 64 << 10), spec.sub_blocks.unwrap_or_else(|| scale(16384, 64 << 10, 4, 256))),
             pool(Pool::PointerBlock, (0, 8, 64 << 10), 0),
@@ -78,9 +76,9 @@ fn pools(spec: &VmfsSpec, bytes: u64) -> BTreeMap<Pool, Resource> {
     // Observed: `.pbc.sf`, and `.sbc.sf` of 32 KiB sub-blocks, fill the 256 pointers of their descriptors.
     let direct = 256 * spec.file_block_size;
     let in_sub_blocks = if spec.dense_sub_blocks { 64 } else { 16 };
-    let sub_blocks = Resource::new(Pool::SubBlock, false, (in_sub_blocks, 64, sub_block_size), 0);
+    let sub_blocks = Resource::new(Pool::SubBlock, shape, (in_sub_blocks, 64, sub_block_size), 0);
     let most_sub_blocks = if spec.dense_sub_blocks { 8192 } else { sub_blocks.fitting(direct) };
-    let pointer_blocks = Resource::new(Pool::PointerBlock, false, (16, 64, 4096), 0);
+    let pointer_blocks = Resource::new(Pool::PointerBlock, shape, (16, 64, 4096), 0);
     let most_pointer_blocks = pointer_blocks.fitting(direct.min(256 << 20));
     let with = |mut resource: Resource, total| {
         resource.total = total;
@@ -104,11 +102,21 @@ pub(crate) fn format(spec: VmfsSpec, devices: Vec<Device>) -> Vmfs {
         spec.file_block_size
     );
     assert!(spec.label.len() < 128, "a label takes at most 127 bytes");
-    let identity = Identity { six, local: spec.local && six, uuid: uuid(spec.seed, 1), snapshot: 1 };
+    let md = if six { spec.metadata_alignment } else { 512 };
+    assert!(!six || [4096, 8192, 16_384, 32_768, 65_536].contains(&md), "metadata is not aligned to {md} bytes");
+    let shape = Shape { six, md };
+    let identity = Identity {
+        six,
+        local: spec.local && six,
+        uuid: uuid(spec.seed, 1),
+        snapshot: 1,
+        md,
+        sector_size: spec.sector_size,
+    };
     let volume = Volume::new(identity, devices);
-    let pools = pools(&spec, volume.len());
+    let pools = pools(&spec, shape, volume.len());
     let mut vmfs = Vmfs {
-        shape: Shape { six },
+        shape,
         addresses: Addresses { six, dense: spec.dense_sub_blocks },
         sub_block_size: pools[&Pool::SubBlock].size,
         volume,
@@ -142,17 +150,16 @@ impl Vmfs {
             2 => self.pool(Pool::Descriptor).file_len(),
             3 => self.pool(Pool::PointerBlock).file_len(),
             4 => self.pool(Pool::SubBlock).file_len(),
-            5 if self.six() => HEARTBEATS + 1024 * MDA,
-            5 => HEARTBEATS + 2048 * 512,
+            5 => HEARTBEATS + self.shape.heartbeats().0 * self.shape.heartbeats().1,
             6 => self.pool(Pool::PointerBlock2).file_len(),
             8 => self.pool(Pool::Journal).file_len(),
-            9 => GROUPS_AT + UNMAP_RECORDS * MDA,
+            9 => GROUPS_AT + UNMAP_RECORDS * self.shape.md,
             // The directories take one block.
             _ => 1,
         }
     }
 
-    /// Observed order: volume header, first block of `.fdc.sf`, root, `.fbb.sf`, the rest of `.fdc.sf`, the others.
+    /// Observed order: volume header, first block (above 16 KiB of alignment it must be several) of `.fdc.sf`, root, `.fbb.sf`, the rest of `.fdc.sf`, the others.
     fn take_system_blocks(&mut self) {
         let size = self.spec.file_block_size;
         let six = self.six();
@@ -170,7 +177,9 @@ impl Vmfs {
             (9, true),
         ];
         for &(number, whole) in order.iter().filter(|(n, _)| six || *n < 8) {
-            let want = if whole { self.system_len(number).div_ceil(size) } else { 1 };
+            // The system files' own descriptors must be where nothing but the header leads to them.
+            let bytes = if whole { self.system_len(number) } else { self.pool(Pool::Descriptor).body_at(10) };
+            let want = bytes.div_ceil(size);
             let owner = address::descriptor(0, u64::from(number));
             while (self.system.entry(number).or_default().len() as u64) < want {
                 let block = self.pool_mut(Pool::FileBlock).take(owner, 0);
@@ -254,7 +263,7 @@ impl Vmfs {
         let kind = if six { 0x4000 | if self.spec.local { 0x2000 } else { 0 } } else { 0 };
         put32(&mut h, 0x019, 2 | dense | kind);
         h[0x01D..0x01D + self.spec.label.len()].copy_from_slice(self.spec.label.as_bytes());
-        put32(&mut h, 0x09D, 512);
+        put32(&mut h, 0x09D, self.spec.sector_size);
         put64(&mut h, 0x0A1, self.spec.file_block_size);
         put32(&mut h, 0x0A9, FORMAT_TIME);
         put32(&mut h, 0x0AD, identity.snapshot);
@@ -276,8 +285,8 @@ impl Vmfs {
         put64(&mut h, 0x0FD, 1);
         if six {
             h[0x112] = 1;
-            put32(&mut h, 0x130, 512);
-            put32(&mut h, 0x134, MDA as u32);
+            put32(&mut h, 0x130, self.spec.sector_size);
+            put32(&mut h, 0x134, self.shape.md as u32);
             put16(&mut h, 0x138, 9);
             put16(&mut h, 0x13E, 16);
             put32(&mut h, 0x140, 44);
@@ -294,13 +303,13 @@ impl Vmfs {
     /// All slots are free; one keeps what the host that unmounted the volume left.
     fn write_heartbeats(&mut self) {
         let six = self.six();
-        let (count, size) = if six { (1024, MDA) } else { (2048, 512) };
+        let (count, size) = self.shape.heartbeats();
         for n in 0..count {
             let lv = HEARTBEATS + n * size;
             let mut slot = vec![0; 512];
             put32(&mut slot, 0, 0xABCD_EF01);
             put64(&mut slot, 4, lv);
-            if lv == heartbeat_at(six) {
+            if lv == self.shape.heartbeat_at() {
                 put64(&mut slot, 0x0C, HEARTBEAT_GENERATION);
                 put64(&mut slot, 0x14, 243_204_982_856);
                 put32(&mut slot, 0x30, if six { 24 } else { 14 });
@@ -315,7 +324,7 @@ impl Vmfs {
     fn write_unmap(&mut self) {
         let mut h = vec![0; 0x34];
         put32(&mut h, 0x08, GROUPS_AT as u32);
-        put32(&mut h, 0x0C, MDA as u32);
+        put32(&mut h, 0x0C, self.shape.md as u32);
         put32(&mut h, 0x14, UNMAP_RECORDS as u32);
         put32(&mut h, 0x20, 0x7266_6D64);
         put32(&mut h, 0x24, 1);
@@ -323,11 +332,40 @@ impl Vmfs {
         put32(&mut h, 0x30, 1);
         self.write_system(9, 0, &h);
         for n in 0..UNMAP_RECORDS {
-            let at = GROUPS_AT + n * MDA;
+            let at = GROUPS_AT + n * self.shape.md;
             let mut record = vec![0; 512];
             put_lock(&mut record, 0x10C0_0009, self.system_lv(9, at), 1);
             self.write_system(9, at, &record);
         }
+    }
+
+    /// Where the header of the small file blocks lies in `.fbb.sf`: one unit in, or where the groups leave room.
+    fn child_header_at(&self) -> u64 {
+        self.shape.md.min(GROUPS_AT / 2)
+    }
+
+    /// Whether a pool's clusters are made of another's blocks.
+    fn is_child(&self, pool: Pool) -> bool {
+        self.six() && pool == Pool::FileBlock
+    }
+
+    /// Where the header of a pool lies in its resource file.
+    pub(super) fn resource_header_at(&self, pool: Pool) -> u64 {
+        if self.is_child(pool) { self.child_header_at() } else { 0 }
+    }
+
+    /// Where the header of a cluster lies in its resource file.
+    pub(super) fn cluster_header_at(&self, pool: Pool, cluster: u64) -> u64 {
+        if self.is_child(pool) {
+            return self.pool(Pool::LargeFileBlock).body_at(cluster);
+        }
+        self.pool(pool).header_at(cluster)
+    }
+
+    /// The clusters whose headers are on disk.
+    pub(super) fn clusters_written(&self, resource: &Resource) -> Vec<u64> {
+        let all = self.spec.all_cluster_headers;
+        (0..resource.clusters()).filter(|&c| all || c < 8 || resource.is_cluster_used(c)).collect()
     }
 
     /// Headers of all resource files and of their clusters.
@@ -346,24 +384,19 @@ impl Vmfs {
                 continue;
             };
             let mut header = resource.file_header();
-            let mut header_at = 0;
             if six && pool == Pool::LargeFileBlock {
-                put32(&mut header, 0x34, MDA as u32);
+                put32(&mut header, 0x34, self.child_header_at() as u32);
             }
             let parent = self.pools.get(&Pool::LargeFileBlock).cloned().filter(|_| pool == Pool::FileBlock);
             if let Some(parent) = &parent {
-                header_at = MDA;
                 put32(&mut header, 0x38, parent.per_cluster as u32);
                 put32(&mut header, 0x3C, parent.clusters_per_group as u32);
                 put32(&mut header, 0x40, parent.group_size() as u32);
                 put32(&mut header, 0x54, resource.clusters() as u32);
             }
-            self.write_system(number, header_at, &header);
-            for cluster in 0..resource.clusters() {
-                if !self.spec.all_cluster_headers && cluster >= 8 && !resource.is_cluster_used(cluster) {
-                    continue;
-                }
-                let at = parent.as_ref().map_or_else(|| resource.header_at(cluster), |p| p.body_at(cluster));
+            self.write_system(number, self.resource_header_at(pool), &header);
+            for cluster in self.clusters_written(&resource) {
+                let at = self.cluster_header_at(pool, cluster);
                 let lv = self.system_lv(number, at);
                 let record = resource.cluster_header(cluster, lv);
                 self.write_system(number, at, &record);

@@ -1,14 +1,20 @@
-//! The journal of a host that did not unmount: images of the descriptors and directory blocks that it last wrote.
+//! The journal of a host that did not unmount.
 //!
 //! Observed on volumes in use by ESXi. VMFS5 has a file block of records, each a 32-byte head (version, count, zero,
 //! target, length) and the bytes. VMFS6 has a journal block: a head page, then pages of which each begins with
-//! 32 bytes of its own; records run on across pages and say in which pieces their bytes lie. Checksums and the
-//! transaction records between them are not understood and left out.
+//! 32 bytes of its own: magic, number, a check, the number of the transaction. A transaction starts a page with a
+//! head that repeats the check of its last page; its records run on across pages and say in which pieces their bytes
+//! lie. Which check it is is not known: ours only tells transactions and pages apart. Records of locks, which come
+//! before the others, are left out.
 
-use super::resource::{MDA, Pool, put16, put32, put64};
-use super::{HEARTBEAT_GENERATION, HOST_UUID, Vmfs, address, heartbeat_at};
+use super::resource::{Pool, put16, put32, put64};
+use super::{HEARTBEAT_GENERATION, HOST_UUID, Vmfs, address};
+use std::ops::Range;
 
+/// Whether pages grow with the alignment of metadata is not known.
+const PAGE: u64 = 4096;
 const PAGE_HEAD: u64 = 32;
+const TRANSACTION_HEAD: u64 = 0xC0;
 const RECORD_HEAD: u64 = 0x40;
 const FIRST_PAGE: u64 = 0x1000;
 
@@ -18,6 +24,15 @@ pub(crate) struct Journal {
     lv: u64,
     len: u64,
     next: u64,
+    /// Number of the next transaction.
+    number: u64,
+}
+
+impl Journal {
+    /// Bytes of the volume that it takes.
+    pub(crate) fn range(&self) -> Range<u64> {
+        self.lv..self.lv + self.len
+    }
 }
 
 impl Vmfs {
@@ -34,7 +49,7 @@ impl Vmfs {
             let size = self.spec.file_block_size;
             (n * size, size, self.addresses.file_block(n, false))
         };
-        let slot = heartbeat_at(six);
+        let slot = self.shape.heartbeat_at();
         let mut heartbeat = self.volume.read(slot, 512);
         put32(&mut heartbeat, 0, 0xABCD_EF02);
         put64(&mut heartbeat, 0x0C, HEARTBEAT_GENERATION);
@@ -43,6 +58,8 @@ impl Vmfs {
         put64(&mut heartbeat, 0x64, lv);
         self.volume.write(slot, &heartbeat);
         let mut next = 512;
+        // What the block held before may not be taken for records.
+        self.volume.zero(lv, len);
         if six {
             let mut head = vec![0; 0x210];
             head[..4].copy_from_slice(b"6JSF");
@@ -51,55 +68,112 @@ impl Vmfs {
             head[0x20..0x24].copy_from_slice(b"HJ6J");
             put64(&mut head, 0x204, lv);
             self.volume.write(lv, &head);
-            for page in (FIRST_PAGE..len).step_by(MDA as usize) {
+            for page in (FIRST_PAGE..len).step_by(PAGE as usize) {
                 self.volume.write(lv + page, b"TO6J\xFF\xFF");
             }
-            next = FIRST_PAGE + PAGE_HEAD;
+            next = FIRST_PAGE;
         }
-        self.journal = Some(Journal { lv, len, next });
+        // Observed: a host's first transactions are long past.
+        self.journal = Some(Journal { lv, len, next, number: 0x147 });
     }
 
-    /// Notes what the bytes at a volume position are now, while there is room.
-    pub(super) fn log(&mut self, target: u64, len: u64) {
-        let Some(mut journal) = self.journal.clone() else {
+    /// Notes what the bytes at volume positions are now as one transaction, while there is room.
+    pub(super) fn log(&mut self, targets: &[(u64, u64)]) {
+        let Some(journal) = &self.journal else {
             return;
         };
-        // Twice the length is more than a record and the page heads inside it take.
-        if journal.next + 2 * (len + RECORD_HEAD + PAGE_HEAD) > journal.len {
-            return;
+        let records: Vec<(u64, Vec<u8>)> =
+            targets.iter().map(|&(lv, len)| (lv, self.volume.read(lv, len as usize))).collect();
+        if journal.next + room(&records) <= journal.len {
+            self.transaction(&records, true);
         }
-        let bytes = self.volume.read(target, len as usize);
+    }
+
+    /// Writes a transaction; one that is not whole lacks what its last page should say.
+    pub(super) fn transaction(&mut self, records: &[(u64, Vec<u8>)], whole: bool) {
+        let mut journal = self.journal.clone().unwrap_or_else(|| panic!("there is no journal"));
+        assert!(journal.next + room(records) <= journal.len, "a transaction of {} records is too long", records.len());
         if self.six() {
-            self.log6(&mut journal, target, &bytes);
+            self.transaction6(&mut journal, records, whole);
         } else {
-            let mut record = vec![0; 32];
-            put32(&mut record, 0, 1);
-            put64(&mut record, 16, target);
-            put64(&mut record, 24, len);
-            record.extend(bytes);
-            self.volume.write(journal.lv + journal.next, &record);
-            journal.next += record.len() as u64;
+            for (target, bytes) in records {
+                let mut record = vec![0; 32];
+                put32(&mut record, 0, 1);
+                put64(&mut record, 16, *target);
+                put64(&mut record, 24, bytes.len() as u64);
+                record.extend(bytes);
+                self.volume.write(journal.lv + journal.next, &record);
+                journal.next += record.len() as u64;
+            }
         }
+        journal.number += 1;
         self.journal = Some(journal);
     }
 
-    fn log6(&mut self, journal: &mut Journal, target: u64, bytes: &[u8]) {
-        let page_of = |at: u64| at / MDA;
+    fn transaction6(&mut self, journal: &mut Journal, records: &[(u64, Vec<u8>)], whole: bool) {
+        let first = journal.next;
+        journal.next = first + PAGE_HEAD + TRANSACTION_HEAD;
+        for (target, bytes) in records {
+            // A record's head has room for three pieces.
+            for (n, part) in (0..).zip(bytes.chunks(PAGE as usize)) {
+                self.record6(journal, target + n * PAGE, part);
+            }
+        }
+        let end = journal.next;
+        journal.next = end.next_multiple_of(PAGE);
+        let last = journal.next - PAGE;
+        for page in (first..journal.next).step_by(PAGE as usize) {
+            let mut head = vec![0; PAGE_HEAD as usize];
+            head[..4].copy_from_slice(b"TO6J");
+            put16(&mut head, 4, (page / PAGE) as u16);
+            put64(&mut head, 8, check(journal.number, page));
+            put64(&mut head, 16, 1);
+            put64(&mut head, 24, journal.number);
+            if whole || page != last {
+                self.volume.write(journal.lv + page, &head);
+            } else {
+                // Nothing of the last page was written but what it was before.
+                self.volume.zero(journal.lv + page, PAGE);
+                self.volume.write(journal.lv + page, b"TO6J\xFF\xFF");
+            }
+        }
+        let mut head = vec![0; TRANSACTION_HEAD as usize];
+        put64(&mut head, 0x00, check(journal.number, last));
+        put64(&mut head, 0x08, 1);
+        put32(&mut head, 0x10, (end - FIRST_PAGE) as u32);
+        put16(&mut head, 0x14, 1);
+        put64(&mut head, 0x18, HEARTBEAT_GENERATION);
+        put64(&mut head, 0x20, journal.number + 2);
+        put64(&mut head, 0x28, journal.number);
+        // The first record, and the first that is not of a lock.
+        put32(&mut head, 0x30, (first - FIRST_PAGE + PAGE_HEAD + TRANSACTION_HEAD) as u32);
+        put32(&mut head, 0x34, (first - FIRST_PAGE + PAGE_HEAD + TRANSACTION_HEAD) as u32);
+        head[0x3F] = records.len().min(255) as u8;
+        put16(&mut head, 0x40, 1);
+        put16(&mut head, 0x42, 2);
+        put32(&mut head, 0x44, records.len() as u32);
+        if whole || first != last {
+            self.volume.write(journal.lv + first + PAGE_HEAD, &head);
+        }
+    }
+
+    fn record6(&mut self, journal: &mut Journal, target: u64, bytes: &[u8]) {
+        let page_of = |at: u64| at / PAGE;
         // A record's head does not straddle pages.
         if page_of(journal.next) != page_of(journal.next + RECORD_HEAD) {
-            journal.next = page_of(journal.next + RECORD_HEAD) * MDA + PAGE_HEAD;
+            journal.next = page_of(journal.next + RECORD_HEAD) * PAGE + PAGE_HEAD;
         }
         let start = journal.next;
         let mut pieces = Vec::new();
         let mut at = start + RECORD_HEAD;
         let mut done = 0;
         while done < bytes.len() {
-            let len = ((MDA - at % MDA) as usize).min(bytes.len() - done);
+            let len = ((PAGE - at % PAGE) as usize).min(bytes.len() - done);
             self.volume.write(journal.lv + at, &bytes[done..done + len]);
             pieces.push((at, len as u64));
             done += len;
             at += len as u64;
-            if at.is_multiple_of(MDA) {
+            if at.is_multiple_of(PAGE) {
                 at += PAGE_HEAD;
             }
         }
@@ -118,12 +192,17 @@ impl Vmfs {
             put32(&mut head, 0x2C + 8 * n, *len as u32);
         }
         self.volume.write(journal.lv + start, &head);
-        for page in page_of(start)..=page_of(at - 1) {
-            let mut number = vec![0; 2];
-            put16(&mut number, 0, page as u16);
-            self.volume.write(journal.lv + page * MDA + 4, &number);
-            self.volume.write(journal.lv + page * MDA + 16, &1u64.to_le_bytes());
-        }
         journal.next = at;
     }
+}
+
+/// More than a transaction of these records takes, heads and gaps before them included.
+fn room(records: &[(u64, Vec<u8>)]) -> u64 {
+    let of = |(_, bytes): &(u64, Vec<u8>)| 2 * (bytes.len() as u64 + RECORD_HEAD + PAGE_HEAD);
+    PAGE + records.iter().map(of).sum::<u64>()
+}
+
+/// Tells pages of transactions apart.
+fn check(number: u64, page: u64) -> u64 {
+    (number << 32 | page).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x5851_F42D_4C95_7F2D
 }

@@ -6,19 +6,26 @@
 
 mod address;
 mod content;
+mod crash;
 mod data;
 mod descriptor;
 mod directory;
 mod format;
 mod journal;
+mod parts;
+mod remains;
 mod resource;
 mod tree;
 mod volume;
 
 pub use address::BlockKind;
 pub use content::{Addressing, Allocation, Content, Layout, Placement, pattern};
+pub use crash::{Crash, Crashed};
 pub use descriptor::FileType;
 pub use directory::name_hash;
+pub use parts::{By, Hangs, Part, PoolKind, What};
+pub use remains::{Fate, Remains};
+pub use tree::Left;
 
 use crate::Device;
 use address::Addresses;
@@ -35,11 +42,6 @@ const HOST_UUID: [u8; 16] = *b"\x11\xC6\x40\x67\x52\x8B\x0F\xE3\xD0\x97\x00\x50\
 const HOST_ADDRESS: &str = "192.0.2.21";
 pub(crate) const HEARTBEAT_GENERATION: u64 = 5;
 const ROOT: u32 = 4;
-
-/// Position of the one heartbeat slot that was ever used.
-pub(crate) fn heartbeat_at(six: bool) -> u64 {
-    if six { 0x34_0000 } else { 0x34_2000 }
-}
 
 /// VMFS version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +64,10 @@ pub struct VmfsSpec {
     pub extents: Vec<u64>,
     /// Bytes of a file block: 1 MiB, or on VMFS5 also 512 KiB to 8 MiB.
     pub file_block_size: u64,
+    /// VMFS6 only: bytes of a unit of metadata. Only 4096 was observed; what 8192 to 65536 change follows from sources.
+    pub metadata_alignment: u64,
+    /// Bytes of a sector of the devices: 512, or 4096 as on native 4K disks, which was not observed.
+    pub sector_size: u32,
     /// VMFS5 only: 8 KiB sub-blocks instead of 32 KiB.
     pub dense_sub_blocks: bool,
     /// Datastore name.
@@ -93,6 +99,8 @@ impl VmfsSpec {
             local: false,
             extents: vec![device_len],
             file_block_size: 1 << 20,
+            metadata_alignment: 4096,
+            sector_size: 512,
             dense_sub_blocks: true,
             label: "datastore1".into(),
             descriptors: None,
@@ -354,6 +362,12 @@ impl Vmfs {
     /// Writes everything that is still outstanding and gives the devices.
     #[must_use]
     pub fn finish(mut self) -> Vec<Device> {
+        self.sync();
+        self.volume.into_devices()
+    }
+
+    /// Writes everything that is still outstanding: directories, descriptors, and the headers of all clusters.
+    pub fn sync(&mut self) {
         let all: Vec<u32> = self.nodes.keys().copied().collect();
         for fd in &all {
             if self.nodes[fd].directory.is_some() {
@@ -365,6 +379,5 @@ impl Vmfs {
             self.write_descriptor(&fd);
         }
         self.write_resources();
-        self.volume.into_devices()
     }
 }

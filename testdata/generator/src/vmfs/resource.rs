@@ -1,11 +1,10 @@
 //! Resource files (`.sf`): pools of blocks in clusters, each cluster with a header, a bitmap and, on VMFS6, owners.
 
+use super::descriptor::Shape;
 use std::collections::BTreeMap;
 
 /// Position of the first cluster group in every resource file.
 pub(crate) const GROUPS_AT: u64 = 0x1_0000;
-/// Bytes of one VMFS6 metadata unit; the lock sector and the data each start one.
-pub(crate) const MDA: u64 = 4096;
 
 /// Which pool it is, in the numbering of the cluster header magics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +22,7 @@ pub(crate) enum Pool {
 #[derive(Clone, Debug)]
 pub(crate) struct Resource {
     pub(crate) pool: Pool,
-    pub(crate) six: bool,
+    pub(crate) shape: Shape,
     pub(crate) per_cluster: u64,
     pub(crate) clusters_per_group: u64,
     /// Bytes of one block inside the resource file, 0 when the blocks are outside it.
@@ -44,13 +43,13 @@ struct Use {
 const SFB_OWNERS: usize = 215;
 
 impl Resource {
-    pub(crate) fn new(pool: Pool, six: bool, geometry: (u64, u64, u64), total: u64) -> Self {
+    pub(crate) fn new(pool: Pool, shape: Shape, geometry: (u64, u64, u64), total: u64) -> Self {
         let (per_cluster, clusters_per_group, size) = geometry;
-        Self { pool, six, per_cluster, clusters_per_group, size, total, used: BTreeMap::new(), next: 0 }
+        Self { pool, shape, per_cluster, clusters_per_group, size, total, used: BTreeMap::new(), next: 0 }
     }
 
     fn header_size(&self) -> u64 {
-        if self.six { 2 * MDA } else { 1024 }
+        2 * self.shape.md
     }
 
     pub(crate) fn clusters(&self) -> u64 {
@@ -110,7 +109,7 @@ impl Resource {
 
     /// Whether `owner` may still be named in the cluster that holds block `n`.
     fn has_owner_slot(&self, n: u64, owner: u32) -> bool {
-        if !(self.six && self.pool == Pool::FileBlock) {
+        if !(self.shape.six && self.pool == Pool::FileBlock) {
             return true;
         }
         let owners = self.owners(n / self.per_cluster);
@@ -192,7 +191,7 @@ impl Resource {
         put32(&mut h, 0x14, self.total as u32);
         put32(&mut h, 0x18, self.groups() as u32);
         put32(&mut h, 0x1C, (self.total >> 32) as u32);
-        if self.six {
+        if self.shape.six {
             // Observed flags, affinity slots per cluster and per resource, and bits per resource.
             let (flags, slots, per_resource, bits) = match self.pool {
                 Pool::LargeFileBlock => (0x35, 0x348, 0x34, 3),
@@ -218,7 +217,7 @@ impl Resource {
         let mut h = vec![0; self.header_size() as usize];
         put_lock(&mut h, 0x10C0_0000 | self.pool as u32, lv, 1 + used);
         let meta = self.header_size() as usize / 2;
-        if !self.six {
+        if !self.shape.six {
             put32(&mut h, meta, cluster as u32);
             put32(&mut h, meta + 4, total as u32);
             put32(&mut h, meta + 8, (total - used) as u32);
@@ -319,10 +318,12 @@ pub(crate) fn put64(to: &mut [u8], at: usize, value: u64) {
 mod tests {
     use super::*;
 
+    const SIX: Shape = Shape { six: true, md: 4096 };
+
     #[test]
     fn file_lengths_are_those_of_real_volumes() {
-        let five = |pool, geometry, total| Resource::new(pool, false, geometry, total).file_len();
-        let six = |pool, geometry, total| Resource::new(pool, true, geometry, total).file_len();
+        let five = |pool, geometry, total| Resource::new(pool, Shape::FIVE, geometry, total).file_len();
+        let six = |pool, geometry, total| Resource::new(pool, SIX, geometry, total).file_len();
         assert_eq!(five(Pool::Descriptor, (200, 64, 2048), 20352), 0x27F_0000);
         assert_eq!(five(Pool::SubBlock, (64, 64, 8192), 8192), 0x403_0000);
         assert_eq!(five(Pool::PointerBlock, (16, 64, 4096), 64512), 0x1000_0000);
@@ -333,7 +334,7 @@ mod tests {
         assert_eq!(six(Pool::PointerBlock2, (32, 8, 65536), 256), 0x102_0000);
         assert_eq!(six(Pool::Journal, (8, 4, 2 << 20), 128), 0x1003_0000);
         assert_eq!(six(Pool::LargeFileBlock, (16, 8, 8192), 4), 0x2_8000);
-        let fitting = |geometry, len| Resource::new(Pool::SubBlock, false, geometry, 0).fitting(len);
+        let fitting = |geometry, len| Resource::new(Pool::SubBlock, Shape::FIVE, geometry, 0).fitting(len);
         assert_eq!(fitting((16, 64, 4096), 128 << 20), 0x7DF0);
         assert_eq!(fitting((16, 64, 4096), 256 << 20), 64512);
         assert_eq!(fitting((16, 64, 32768), 128 << 20), 0xFF6);
@@ -341,7 +342,7 @@ mod tests {
 
     #[test]
     fn counts_bitmap_and_owners_agree() {
-        let mut sfb = Resource::new(Pool::FileBlock, true, (512, 8, 0), 1024);
+        let mut sfb = Resource::new(Pool::FileBlock, SIX, (512, 8, 0), 1024);
         for n in [0, 1, 255, 256, 511] {
             sfb.claim(n, 0x0040_0004, 0);
         }
@@ -358,7 +359,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "freed twice")]
     fn a_block_is_freed_once() {
-        let mut pool = Resource::new(Pool::SubBlock, false, (64, 64, 8192), 128);
+        let mut pool = Resource::new(Pool::SubBlock, Shape::FIVE, (64, 64, 8192), 128);
         let n = pool.take(0, 0);
         pool.release(n);
         pool.release(n);

@@ -9,6 +9,16 @@ use super::volume::scsi_disk_id;
 use super::{Deleted, Deletion, Expected, Located, Node, ROOT, Vmfs};
 use std::collections::BTreeMap;
 
+/// What deleting leaves of bytes that nothing needs any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Left {
+    /// They stay until somebody needs the room.
+    #[default]
+    Kept,
+    /// They are zeros: pointer blocks because ESXi wiped one (the one seen was), data because the host unmapped it.
+    Zeroed,
+}
+
 impl Vmfs {
     /// Makes a directory; its parent must exist.
     pub fn mkdir(&mut self, path: &str) {
@@ -65,6 +75,11 @@ impl Vmfs {
     /// data and pointer blocks are marked free and their bytes stay. What ESXi does on VMFS5 is not observed; the
     /// same is done there. Gives where everything was.
     pub fn delete_as_esxi(&mut self, path: &str) -> Located {
+        self.delete_leaving(path, Left::Kept, Left::Kept)
+    }
+
+    /// Deletes as ESXi does, and says what is left of pointer blocks and of data.
+    pub fn delete_leaving(&mut self, path: &str, pointer_blocks: Left, data: Left) -> Located {
         let (located, node) = self.take_away(path);
         let stripped = Descriptor {
             links: 0,
@@ -78,6 +93,11 @@ impl Vmfs {
             ..node.fd
         };
         self.write_descriptor(&stripped);
+        let tables = located.pointer_blocks.iter().map(|p| (pointer_blocks, p.lv, p.len));
+        let blocks = located.blocks.iter().map(|b| (data, b.lv, b.len));
+        for (_, lv, len) in tables.chain(blocks).filter(|(left, ..)| *left == Left::Zeroed) {
+            self.volume.zero(lv, len);
+        }
         self.bury(path, Deletion::Esxi, located, node.content)
     }
 
@@ -129,7 +149,7 @@ impl Vmfs {
         let entry_lv = (address != ROOT).then(|| {
             let (parent, name) = self.parent_of(path);
             self.sync_directory(parent);
-            let at = self.directory(parent).entry_at(name.as_bytes(), self.six());
+            let at = self.directory(parent).entry_at(name.as_bytes(), self.shape);
             let parent = self.node(parent);
             let block = parent.blocks.iter().find(|b| (b.offset..b.offset + b.len).contains(&at));
             block.map_or_else(|| panic!("{path} has no entry on disk"), |b| b.lv + at - b.offset)
@@ -183,8 +203,7 @@ impl Vmfs {
 
     /// Writes a directory's file, taking blocks as it has grown.
     pub(super) fn sync_directory(&mut self, address: u32) {
-        let six = self.six();
-        let (bytes, len) = self.directory(address).encode(six, address == ROOT);
+        let (bytes, len) = self.directory(address).encode(self.shape, address == ROOT);
         self.node_mut(address).fd.len = len;
         let mut node = self.nodes.remove(&address).unwrap_or_else(|| panic!("no descriptor {address:#x}"));
         self.reserve(&mut node, bytes.len() as u64, len);
@@ -279,11 +298,11 @@ impl Vmfs {
             self.write_descriptor(&fd);
             let lv = self.descriptor_lv(fd.address);
             // Observed: the lock and the rest are logged as records of their own.
-            let half = if self.six() { self.shape.size() / 2 } else { 512 };
-            self.log(lv + half, self.shape.size() - half);
+            let half = self.shape.md;
+            let mut targets = vec![(lv + half, self.shape.size() - half)];
             self.sync_directory(parent);
-            let at = self.directory(parent).entry_at(&name, self.six());
-            let unit = if self.six() { 4096 } else { 512 };
+            let at = self.directory(parent).entry_at(&name, self.shape);
+            let unit = self.shape.md;
             let blocks = &self.node(parent).blocks;
             let of = |at: u64| blocks.iter().find(|b| (b.offset..b.offset + b.len).contains(&at));
             let block = of(at).copied();
@@ -291,8 +310,9 @@ impl Vmfs {
                 // A VMFS5 entry may straddle sectors.
                 let first = (at - block.offset) / unit * unit;
                 let end = (at - block.offset + 140).next_multiple_of(unit).min(block.len);
-                self.log(block.lv + first, if self.six() { unit } else { end - first });
+                targets.push((block.lv + first, if self.six() { unit } else { end - first }));
             }
+            self.log(&targets);
         }
     }
 

@@ -4,15 +4,18 @@
 //! device sets another 16 MiB aside.
 
 use crate::Device;
+use std::ops::Range;
 
 /// Bytes of one physical extent.
 pub(crate) const PE: u64 = 256 << 20;
 const DATA: u64 = 0x110_0000;
 const HEADER: u64 = 0x10_0000;
+/// From the volume table to the names of the devices, and to the first bitmap of extents.
+const NAMES: u64 = 0x7_E000;
+const BITMAP: u64 = 0x8_0000;
 const SPAN: u64 = 16 << 40;
 const GAP: u64 = 16 << 20;
 const PES_PER_SPAN: u64 = SPAN / PE;
-const MDA: u64 = 4096;
 const PES_PER_MAP: u64 = 8192;
 const PE_ENTRY: u64 = 128;
 /// 2025-03-01 08:00:00 UTC in microseconds.
@@ -25,6 +28,21 @@ pub(crate) struct Identity {
     pub(crate) local: bool,
     pub(crate) uuid: [u8; 16],
     pub(crate) snapshot: u32,
+    /// Alignment of metadata.
+    pub(crate) md: u64,
+    pub(crate) sector_size: u32,
+}
+
+impl Identity {
+    /// Where the volume table begins.
+    fn table_at(self) -> u64 {
+        HEADER + self.md
+    }
+
+    /// Bytes from the start of a bitmap of extents to its table.
+    fn bitmap_len(self) -> u64 {
+        self.md.max(1024)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -69,7 +87,7 @@ impl Volume {
             volume.write_map(identity, n);
         }
         for n in 0..count {
-            let at = if identity.six { 0x17_F000 } else { 0x17_E200 } + 256 * n as u64;
+            let at = identity.table_at() + NAMES + 256 * n as u64;
             let name = format!("naa.6000c29{n:x}7f3a5d10c2b48e6d91a0{n:04x}:1");
             volume.extents[0].device.write(at, name.as_bytes());
         }
@@ -104,6 +122,30 @@ impl Volume {
         }
     }
 
+    /// Copies bytes of another volume of the same devices, if they are not the same.
+    pub(crate) fn copy(&mut self, other: &Self, lv: u64, len: u64) {
+        let mut at = lv;
+        while at < lv + len {
+            let part = (lv + len - at).min(1 << 20);
+            let bytes = other.read(at, part as usize);
+            if bytes != self.read(at, part as usize) {
+                self.write(at, &bytes);
+            }
+            at += part;
+        }
+    }
+
+    /// Makes bytes of the volume zero.
+    pub(crate) fn zero(&mut self, lv: u64, len: u64) {
+        let mut at = lv;
+        while at < lv + len {
+            let part = (PE - at % PE).min(lv + len - at);
+            let (n, pos) = self.locate(at);
+            self.extents[n].device.zero(pos..pos + part);
+            at += part;
+        }
+    }
+
     /// Reads bytes back from a volume position.
     pub(crate) fn read(&self, lv: u64, len: usize) -> Vec<u8> {
         let mut out = Vec::with_capacity(len);
@@ -114,6 +156,24 @@ impl Volume {
             out.extend(self.extents[n].device.read(pos, part));
         }
         out
+    }
+
+    /// Where LVM's header, its volume table and the data behind all begin, for each device.
+    pub(crate) fn metadata(&self, md: u64) -> Vec<(u64, u64, u64)> {
+        self.extents.iter().map(|_| (HEADER, HEADER + md, DATA)).collect()
+    }
+
+    /// Bytes of the volume that lie in a range of a device.
+    pub(crate) fn logical(&self, device: usize, range: Range<u64>) -> Vec<Range<u64>> {
+        let extent = &self.extents[device];
+        let (len, base) = (extent.pes * PE, extent.first_pe * PE);
+        let spans = (0..len.div_ceil(SPAN)).map(|span| {
+            let data = span * SPAN..len.min((span + 1) * SPAN);
+            let from = device_at(data.start);
+            let inside = |at: u64| data.start + at.clamp(from, from + data.end - data.start) - from;
+            base + inside(range.start)..base + inside(range.end)
+        });
+        spans.filter(|range| !range.is_empty()).collect()
     }
 
     /// The finished devices in order.
@@ -132,7 +192,7 @@ impl Volume {
         device.put_u32(HEADER + 0x04, if identity.six { 6 } else { 5 });
         device.put_u32(HEADER + 0x08, 21);
         device.write(HEADER + 0x0C, &scsi_disk_id(n));
-        device.put_u32(HEADER + 0x5A, 512);
+        device.put_u32(HEADER + 0x5A, identity.sector_size);
         device.put_u64(HEADER + 0x5E, device.len());
         device.put_u32(HEADER + 0x66, 1);
         device.put_u32(HEADER + 0x6A, entries as u32);
@@ -143,7 +203,7 @@ impl Volume {
         device.put_u64(HEADER + 0x92, FORMATTED);
         device.put_u64(HEADER + 0x9A, FORMATTED + 62_531 + 1000 * n as u64);
         if identity.six {
-            device.put_u32(HEADER + 0xCA, MDA as u32);
+            device.put_u32(HEADER + 0xCA, identity.md as u32);
             device.put_u32(HEADER + 0xCE, *pes as u32);
             device.put_u32(HEADER + 0xD2, u32::from(identity.local));
         } else {
@@ -159,7 +219,7 @@ impl Volume {
         let size = self.len();
         let members = self.extents.len() as u32;
         let Extent { device, first_pe, pes } = &mut self.extents[n];
-        let at = HEADER + if identity.six { MDA } else { 512 };
+        let at = identity.table_at();
         device.put_u64(at, size);
         device.put_u64(at + 0x08, 9 * u64::from(members));
         device.put_u32(at + 0x10, 1);
@@ -194,8 +254,12 @@ impl Volume {
         if identity.six {
             for span in 0..pes.div_ceil(PES_PER_SPAN) {
                 let at = span * SPAN;
-                device.write(0x18_2000 + span * PE_ENTRY, &entry(span, at, SPAN.min(*pes * PE - at)));
-                set_bit(device, 0x18_1000, span);
+                let bitmap = identity.table_at() + BITMAP;
+                device.write(
+                    bitmap + identity.bitmap_len() + span * PE_ENTRY,
+                    &entry(span, at, SPAN.min(*pes * PE - at)),
+                );
+                set_bit(device, bitmap, span);
             }
             return;
         }
@@ -203,9 +267,9 @@ impl Volume {
             let (span, inside) = (pe / PES_PER_SPAN, pe % PES_PER_SPAN);
             let header = if span == 0 { HEADER } else { DATA + span * SPAN + (span - 1) * GAP };
             let (map, slot) = (inside / PES_PER_MAP, inside % PES_PER_MAP);
-            let bitmap = header + 0x8_0200 + map * (1024 + PES_PER_MAP * PE_ENTRY);
+            let bitmap = header + identity.md + BITMAP + map * (identity.bitmap_len() + PES_PER_MAP * PE_ENTRY);
             set_bit(device, bitmap, slot);
-            device.write(bitmap + 1024 + slot * PE_ENTRY, &entry(pe, pe * PE, PE));
+            device.write(bitmap + identity.bitmap_len() + slot * PE_ENTRY, &entry(pe, pe * PE, PE));
             if span > 0 && inside == 0 {
                 let spans = pes.div_ceil(PES_PER_SPAN);
                 device.put_u32(header, 0xC001_D00D);
@@ -261,7 +325,7 @@ mod tests {
 
     #[test]
     fn positions_shift_by_16_mib_each_16_tib() {
-        let identity = Identity { six: true, local: false, uuid: UUID, snapshot: 1 };
+        let identity = Identity { six: true, local: false, uuid: UUID, snapshot: 1, md: 4096, sector_size: 512 };
         let volume = Volume::new(identity, vec![Device::new(0x3FFF_FFE0_0000)]);
         // Observed on a device of 64 TiB.
         for (lv, device) in [
@@ -277,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_write_may_cross_extents() {
-        let identity = Identity { six: false, local: false, uuid: UUID, snapshot: 1 };
+        let identity = Identity { six: false, local: false, uuid: UUID, snapshot: 1, md: 512, sector_size: 512 };
         let mut volume = Volume::new(identity, vec![Device::new(DATA + PE); 2]);
         volume.write(PE - 2, b"abcd");
         assert_eq!(volume.read(PE - 3, 6), b"\0abcd\0");
