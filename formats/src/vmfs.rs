@@ -22,6 +22,7 @@ pub mod heir;
 pub mod lvm;
 mod rebuild;
 pub mod resource;
+mod rivals;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -257,6 +258,15 @@ fn header_facts(header: &Header, facts: &mut Vec<Fact>) {
     fact("vmfs_file_block_size", size(header.file_shift));
     fact("vmfs_sub_block_size", size(header.sub_shift));
     fact("vmfs_metadata_alignment", Value::Bytes(header.md));
+    if let Some(priority) = header.unmap_priority {
+        // The words are those of ESXi; only "low" was seen on disk.
+        let word = match priority {
+            0 => "none".into(),
+            1 => "low".into(),
+            other => format!("{other}"),
+        };
+        fact("vmfs_unmap_priority", word.into());
+    }
 }
 
 /// A version as `ESXi` shows it: 24.82 on disk is VMFS-6.82, 14.81 is VMFS-5.81.

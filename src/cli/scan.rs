@@ -279,6 +279,16 @@ impl Scan<'_> {
         }
         self.out.line("")?;
         self.out.line("LOST AND FOUND")?;
+        for store in self.case.stores.iter().filter(|store| store.shown) {
+            let facts = store.item.map_or(&[][..], |item| &self.case.items[item].opened.facts);
+            let unmaps = facts.iter().find(|fact| fact.name == "vmfs_unmap_priority");
+            if let Some(Said::Text(priority)) = unmaps.map(|fact| &fact.value).filter(|_| store.item.is_some()) {
+                let (name, note) = (printable(&store.name), if priority == "none" { "keeps" } else { "may unmap" });
+                self.out.line(format_args!(
+                    "  {name} {note} freed blocks (unmap priority {priority}); what was unmapped reads as zeros"
+                ))?;
+            }
+        }
         for (state, class) in classes {
             let names: Vec<String> = class.shown.iter().map(|path| printable(path)).collect();
             let more = class.count - names.len();

@@ -36,6 +36,7 @@ pub(super) struct Lost {
 struct Dead {
     address: FdAddress,
     generation: u32,
+    changed: u32,
     raw_kind: Type,
     kind: Kind,
     state: State,
@@ -67,6 +68,13 @@ impl Datastore {
         ControlFlow::Continue(())
     }
 
+    /// Files of which somebody else may have the blocks by now: last change, generation and node.
+    pub(super) fn dead_files(&self) -> Vec<(u32, u32, NodeId)> {
+        let nodes = self.lost().nodes.iter();
+        let files = nodes.filter(|(_, dead)| dead.kind == Kind::File && dead.used != Some(true));
+        files.map(|(id, dead)| (dead.changed, dead.generation, *id)).collect()
+    }
+
     /// What no folder lists; looked for once. No lock is held meanwhile.
     fn lost(&self) -> &Lost {
         if let Some(lost) = self.lost.get() {
@@ -94,6 +102,9 @@ impl Dead {
             (_, Some(true)) => "in use, but no folder lists it",
             (_, None) => "and nothing says whether it is in use",
         };
+        if store.rivals().contains(&id) {
+            why += "; a file that was changed later and is dead too claims blocks of it";
+        }
         if let Some(about) = store.former_of(id) {
             why += &format!("; of {about}");
         }
@@ -193,6 +204,7 @@ impl Survey {
         let dead = Dead {
             address: fd.address,
             generation: fd.generation,
+            changed: fd.changed,
             raw_kind: fd.kind,
             kind: fd.node_kind(),
             state,

@@ -13,6 +13,7 @@ use crate::layer::{Bytes, Trust};
 use crate::note::{Finding, Sink};
 use crate::num::narrow;
 use crate::tree::{Entry, Finder, Kind, Lister, Node, NodeId, State, Tree};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
@@ -29,6 +30,8 @@ pub struct Datastore {
     pub(super) lost: OnceLock<Lost>,
     /// The volumes of before, once they were asked for.
     pub(super) formers: OnceLock<Vec<Former>>,
+    /// Dead files whose blocks newer dead ones claim, once it was asked for.
+    pub(super) rivals: OnceLock<BTreeSet<NodeId>>,
     /// What the volume has of the bytes of dead files, once it was asked for.
     pub(super) heir: OnceLock<Arc<Heir>>,
 }
@@ -45,6 +48,7 @@ impl Datastore {
             lost: OnceLock::new(),
             formers: OnceLock::new(),
             heir: OnceLock::new(),
+            rivals: OnceLock::new(),
         }
     }
 
@@ -102,6 +106,21 @@ impl Datastore {
             State::Orphaned => file.trusted(Trust::Inferred),
             _ => file.dead(Arc::clone(self.heir())),
         })
+    }
+
+    /// The bytes of a node as its descriptor and the bitmaps tell.
+    pub(super) fn content_of(&self, id: NodeId) -> Result<File, Error> {
+        let (found, state) = self.fact(id)?;
+        self.content(id, found, state)
+    }
+
+    /// Dead files whose blocks newer dead ones claim. No lock is held while they are compared.
+    pub(super) fn rivals(&self) -> &BTreeSet<NodeId> {
+        if let Some(rivals) = self.rivals.get() {
+            return rivals;
+        }
+        let rivals = super::rivals::look(self);
+        self.rivals.get_or_init(|| rivals)
     }
 
     /// The folder of a node, alive or dead.
@@ -218,7 +237,10 @@ impl Tree for Datastore {
         if found.node_kind() == Kind::Dir {
             return Err(Error::NotFile);
         }
-        Ok(Arc::new(self.content(id, found, state)?))
+        let file = self.content(id, found, state)?;
+        // What is alive has no rivals, and needs no look at what is dead.
+        let doubtful = state != State::Live && self.rivals().contains(&id);
+        Ok(Arc::new(if doubtful { file.trusted(Trust::Doubtful) } else { file }))
     }
 
     fn finds(&self, sink: Finder<'_>) {

@@ -59,9 +59,13 @@ impl Neighbours {
 /// Names what it can of what has no name.
 pub(super) fn name(case: &Case, nodes: &mut [FoundNode]) {
     // Where all have names there is nothing to do.
-    if !nodes.iter().any(|node| node.find.named == Named::Place && node.len > 0) {
-        return;
+    if nodes.iter().any(|node| node.find.named == Named::Place && node.len > 0) {
+        name_files(case, nodes);
+        name_folders(nodes);
     }
+}
+
+fn name_files(case: &Case, nodes: &mut [FoundNode]) {
     let mut all = Neighbours::new(nodes);
     let short = |node: &FoundNode| node.find.entry.kind == Kind::File && (1..=TEXT).contains(&node.len);
     let texts: Vec<usize> = (0..nodes.len()).filter(|at| short(&nodes[*at])).take(READ).collect();
@@ -77,6 +81,31 @@ pub(super) fn name(case: &Case, nodes: &mut [FoundNode]) {
         all.add(&nodes[at]);
         for want in &wants {
             name_extent(nodes, at, want, &mut all);
+        }
+    }
+}
+
+/// Names folders without a name after the one machine in them, or the one disk: so does ESXi when it makes a machine.
+fn name_folders(nodes: &mut [FoundNode]) {
+    /// What stands in a folder for its machine, the best first.
+    const MARKS: [&[u8]; 2] = [b".vmx", b".vmdk"];
+    // For each folder and mark the stem, and whether it is the only one.
+    let mut stems: HashMap<(usize, usize), (Vec<u8>, bool)> = HashMap::new();
+    for node in nodes.iter() {
+        let (Some(folder), Kind::File) = (node.folder, node.find.entry.kind) else { continue };
+        let name = &node.find.entry.name;
+        let Some(mark) = MARKS.iter().position(|mark| name.ends_with(mark)) else { continue };
+        let own = stem(name).or_else(|| name.strip_suffix(MARKS[mark])).filter(|stem| !stem.is_empty());
+        if let (Some(own), true) = (own, node.find.named != Named::Place) {
+            let known = stems.entry((folder, mark)).or_insert_with(|| (own.to_vec(), true));
+            known.1 &= known.0 == own;
+        }
+    }
+    for (at, node) in nodes.iter_mut().enumerate() {
+        let known = (0..MARKS.len()).find_map(|mark| stems.remove(&(at, mark)).filter(|(_, only)| *only));
+        if let (Some((stem, _)), Named::Place) = (known, node.find.named) {
+            let why = "its name is a guess, after the one machine or disk in it";
+            give(node, stem, Named::Config, why);
         }
     }
 }
