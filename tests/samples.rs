@@ -17,12 +17,12 @@ use std::thread;
 use std::time::Instant;
 use vdrecover_formats::laws::{Effort, check_laws};
 use vdrecover_formats::{
-    Bytes, Content, Entry, Fault, Kind, Layer, NodeId, Note, Place, Pool, Run, State, Tree, Trust, read_vec, vmfs, walk,
+    Bytes, Content, Entry, Fault, Find, Kind, Layer, Named, NodeId, Note, Place, Pool, Run, State, Tree, Trust, Why, read_vec, vmfs, walk,
 };
 use vdrecover_testdata::Device;
 use vdrecover_testdata::samples::{SAMPLES, Sample};
 use vdrecover_testdata::vmfs as made;
-use vdrecover_testdata::vmfs::{Deleted, Deletion, Expected, FileType, Layout, Located, Version, Vmfs, VmfsSpec};
+use vdrecover_testdata::vmfs::{Deleted, Deletion, Expected, Fate, FileType, Layout, Located, Remains, Version, Vmfs, VmfsSpec};
 
 /// A generated device; no file is as sparse, and none needs to hold 17 TiB.
 struct Disk(Device);
@@ -54,7 +54,7 @@ struct Store {
     devices: Vec<Bytes>,
     tree: Arc<dyn Tree>,
     expected: Vec<Expected>,
-    deleted: Vec<Deleted>,
+    deleted: Vec<(Deleted, Remains)>,
     /// Where files lie, by path, with the device and the position there of each block.
     located: BTreeMap<String, (Located, Vec<(usize, u64)>)>,
 }
@@ -73,6 +73,7 @@ impl Store {
     fn read(name: &'static str, mut made: Vmfs) -> Self {
         let expected = made.expected();
         let deleted = made.deleted().to_vec();
+        let deleted = deleted.into_iter().map(|gone| (gone.clone(), made.remains(&gone))).collect();
         let mut located = BTreeMap::new();
         // Asking for the place of a name writes its folder out: too slow for each of thousands.
         let step = expected.len().div_ceil(400);
@@ -192,6 +193,20 @@ impl Store {
         assert_eq!((holes, lost), (want_holes, want_lost), "{about}");
     }
 
+    /// A find has its name where its entry is still there or its folder still lists it.
+    fn check_name(&self, gone: &Deleted, remains: &Remains, find: &Find, about: &str) {
+        let name = gone.path.rsplit('/').next().unwrap().as_bytes();
+        let known = find.named != Named::Place;
+        assert_eq!(known, find.entry.name == name, "{about}: {find:?}");
+        assert!(known || !remains.name, "{about}: its entry is there, {find:?}");
+        // The folder that it was in, if that is one that was lost too.
+        let folder = gone.path.rsplit_once('/').map(|(folder, _)| folder);
+        let folder = folder.and_then(|folder| self.deleted.iter().find(|(other, _)| other.path == folder));
+        if let (Some((folder, _)), true) = (folder, known || self.name.contains("vmfs6")) {
+            assert_eq!(find.parent.map(|id| id.0 & 0xFFFF_FFFF), Some(folder.located.fd.into()), "{about}: {find:?}");
+        }
+    }
+
     fn check_audit(&self) {
         let mut findings = Vec::new();
         let mut unlinked = BTreeMap::new();
@@ -204,22 +219,24 @@ impl Store {
             });
         }
         self.tree.finds(&mut |find| {
-            unlinked.insert(find.entry.id, find.entry);
+            unlinked.insert(find.entry.id, find);
             ControlFlow::Continue(())
         });
         // What has lost its name and nothing else is told of, for each of its descriptors.
         let (unlisted, others): (Vec<_>, Vec<_>) =
             findings.into_iter().partition(|finding| finding.code == "VMFS-FD-UNLISTED");
         assert_eq!(others, [], "{}", self.name);
-        let nameless = self.deleted.iter().filter(|gone| gone.how == Deletion::NameOnly).count();
+        let nameless = self.deleted.iter().filter(|(gone, _)| gone.how == Deletion::NameOnly).count();
         assert_eq!(unlisted.len(), nameless, "{}: {unlisted:?}", self.name);
         let mut known = BTreeSet::new();
-        // A VMFS5 has its descriptors at other places, so that those of the VMFS6 below are found by a sweep only.
-        let here = |gone: &&Deleted| !(gone.how == Deletion::Formatted && self.name.starts_with("vmfs5"));
-        for gone in self.deleted.iter().filter(here) {
+        for (gone, remains) in &self.deleted {
             let about = format!("{}: {}", self.name, gone.path);
-            let id = NodeId(gone.located.fd.into());
-            let entry = unlinked.get(&id).unwrap_or_else(|| panic!("{about} is not found"));
+            // A VMFS5 has its descriptors at other places than the VMFS6 that was there before.
+            let former = gone.how == Deletion::Formatted && self.name.starts_with("vmfs5");
+            let id = NodeId(u64::from(former) << 32 | u64::from(gone.located.fd));
+            let find = unlinked.get(&id).unwrap_or_else(|| panic!("{about} is not found"));
+            let entry = &find.entry;
+            self.check_name(gone, remains, find, &about);
             let state = match gone.how {
                 Deletion::Esxi | Deletion::KeepingPointers => State::Deleted,
                 Deletion::NameOnly => State::Orphaned,
@@ -236,15 +253,38 @@ impl Store {
                 continue;
             }
             assert_eq!(layer.len(), content.len(), "{about}");
-            for (start, piece) in content.pieces() {
-                let (bytes, seen) = read_vec(&*layer, *start, piece.len());
-                assert!(bytes == *piece && seen.is_whole(), "{about}: {seen:?}");
-                // In use but without a name: nothing else contradicts it.
-                assert_eq!(seen.trust == Trust::Sound, gone.how == Deletion::NameOnly, "{about}");
-            }
+            check_remains(&*layer, gone, remains, &about);
         }
-        let extra: Vec<_> = unlinked.values().filter(|entry| !known.contains(&entry.id)).collect();
+        let mut extra: Vec<&Find> = unlinked.values().filter(|find| !known.contains(&find.entry.id)).collect();
+        if self.name == "vmfs5-reformatted" {
+            // The root of the VMFS6 that was there before, and the file that its own format did not lose.
+            extra.retain(|find| ![&b"orphan_c0_r0"[..], b"first"].contains(&&find.entry.name[..]));
+        }
         assert!(extra.is_empty(), "{}: {extra:?}", self.name);
+    }
+}
+
+/// What is left of a dead file is there, and what others own by now is lost to them and to nothing else.
+fn check_remains(layer: &dyn Layer, gone: &Deleted, remains: &Remains, about: &str) {
+    let content = gone.content.as_ref().unwrap();
+    for (range, fate) in &remains.data {
+        for run in walk(layer, range.clone()) {
+            let taken = matches!(run.place, Place::Lost(loss) if loss.why == Why::Overwritten);
+            assert_eq!(taken, matches!(fate, Fate::Overwritten(_)), "{about} at {:#x}: {run:?}, {fate:?}", run.at);
+            // In use but without a name: nothing else contradicts it.
+            assert_eq!(taken || run.trust == Trust::Sound, taken || gone.how == Deletion::NameOnly, "{about}");
+        }
+        let len = (range.end - range.start).min(4 << 20) as usize;
+        let (bytes, seen) = read_vec(layer, range.start, len);
+        match fate {
+            Fate::Kept => assert!(bytes == content.read(range.start, len) && seen.is_whole(), "{about}: {seen:?}"),
+            Fate::Zeroed => assert!(bytes.iter().all(|byte| *byte == 0) && seen.is_whole(), "{about}: {seen:?}"),
+            Fate::Overwritten(_) => {}
+        }
+    }
+    for (start, piece) in content.pieces().iter().filter(|_| remains.data.is_empty()) {
+        let (bytes, seen) = read_vec(layer, *start, piece.len());
+        assert!(bytes == *piece && seen.is_whole(), "{about}: {seen:?}");
     }
 }
 
