@@ -1,6 +1,7 @@
 //! The command line: one file a command, each with its arguments and a `run` that tells how it went.
 
 mod cat;
+mod check;
 mod export;
 mod info;
 mod ls;
@@ -100,6 +101,8 @@ struct Global {
 enum Command {
     /// Inventory and health, and what to do next
     Scan(scan::Command),
+    /// Compare all structures with each other, and tell every contradiction
+    Check(check::Command),
     /// What an image is, layer by layer
     Info(info::Command),
     /// List what is in it
@@ -152,6 +155,7 @@ fn run(cli: &Cli, out: &mut Out) -> Result<Outcome> {
     let global = &cli.global;
     match &cli.command {
         Command::Scan(command) => scan::run(command, global, out),
+        Command::Check(command) => check::run(command, global, out),
         Command::Info(command) => info::run(command, global, out),
         Command::Ls(command) => ls::run(command, global, out),
         Command::Cat(command) => cat::run(command, global, out),

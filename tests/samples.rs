@@ -17,12 +17,15 @@ use std::thread;
 use std::time::Instant;
 use vdrecover_formats::laws::{Effort, check_laws};
 use vdrecover_formats::{
-    Bytes, Content, Entry, Fault, Find, Kind, Layer, Named, NodeId, Note, Place, Pool, Run, State, Tree, Trust, Why, read_vec, vmfs, walk,
+    Bytes, Content, Entry, Fault, Find, Kind, Layer, Named, NodeId, Note, Place, Pool, Run, State, Tree, Trust, Why,
+    read_vec, vmfs, walk,
 };
 use vdrecover_testdata::Device;
 use vdrecover_testdata::samples::{SAMPLES, Sample};
 use vdrecover_testdata::vmfs as made;
-use vdrecover_testdata::vmfs::{Deleted, Deletion, Expected, Fate, FileType, Layout, Located, Remains, Version, Vmfs, VmfsSpec};
+use vdrecover_testdata::vmfs::{
+    Deleted, Deletion, Expected, Fate, FileType, Layout, Located, Remains, Version, Vmfs, VmfsSpec,
+};
 
 /// A generated device; no file is as sparse, and none needs to hold 17 TiB.
 struct Disk(Device);

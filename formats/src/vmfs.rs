@@ -11,6 +11,7 @@
 
 pub mod address;
 mod audit;
+mod check;
 pub mod descriptor;
 pub mod directory;
 pub mod file;
@@ -18,8 +19,11 @@ mod finds;
 mod former;
 pub mod hash;
 pub mod header;
+pub mod heartbeat;
 pub mod heir;
+pub mod journal;
 pub mod lvm;
+pub mod owner;
 mod rebuild;
 pub mod resource;
 mod rivals;
@@ -84,8 +88,7 @@ fn has_magic(layer: &dyn Layer, at: u64) -> bool {
 /// Where the volume starts on a device whose own header is gone, if something stands at a place where it would.
 fn remains(layer: &dyn Layer) -> Option<u64> {
     let header = lvm::DATA_AT.saturating_add(header::HEADER_AT);
-    let on_device =
-        has_magic(layer, header) || rebuild::is_here(layer, lvm::DATA_AT) || Device::is_tabled(layer);
+    let on_device = has_magic(layer, header) || rebuild::is_here(layer, lvm::DATA_AT) || Device::is_tabled(layer);
     if on_device {
         return Some(lvm::DATA_AT);
     }
@@ -161,6 +164,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     }
     if let Some(header) = &header {
         header_facts(header, &mut facts);
+        heartbeat::facts(&*lv, header, &mut facts);
     }
     let made = header.as_ref().map(|header| i128::from(header.created).saturating_mul(1_000_000_000));
     let own = header.as_ref().map(|header| header.uuid.to_vec());
@@ -193,7 +197,10 @@ fn join(device: &Device, others: &[Option<Bytes>], memo: &Memo) -> Result<Conten
     devices.insert(0, device.clone());
     // One that is taken for the only device of its volume has what is before the others.
     if let Some(next) = devices.iter().map(|device| device.volume.first_pe).filter(|first| *first > 0).min() {
-        devices.iter_mut().filter(|device| device.alone && device.volume.first_pe == 0).for_each(|device| device.end_at(next));
+        devices
+            .iter_mut()
+            .filter(|device| device.alone && device.volume.first_pe == 0)
+            .for_each(|device| device.end_at(next));
     }
     devices.sort_by_key(|device| device.alone);
     let lead = devices.remove(0);
@@ -216,7 +223,7 @@ fn join(device: &Device, others: &[Option<Bytes>], memo: &Memo) -> Result<Conten
     }
     let lv: Bytes = Arc::<Logical>::clone(&logical);
     let found = rebuild::header(&lv, memo)?;
-    let volume = Volume::with(found.header, &found.lv, Some(logical), memo);
+    let volume = Volume::replayed(found.header, &found.lv, Some(logical), memo);
     if let Some(text) = found.text {
         let at = volume.space.physical(header::HEADER_AT);
         let text = format!("the header of the file system {text}");

@@ -19,8 +19,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use vdrecover_formats::adapt::{Blank, Copied, Memory, Patch, Window as Part};
 use vdrecover_formats::format::{Clue, Window};
-use vdrecover_formats::link::Volume;
 use vdrecover_formats::laws::{Effort, check_laws};
+use vdrecover_formats::link::Volume;
 use vdrecover_formats::{Bytes, Content, Finding, Kind, Layer, Place, Pool, Tree, Trust, Why, read, vmfs, walk};
 use vmfs_support::{MIB, Sparse, all, audit, image, open, tree};
 
@@ -122,7 +122,8 @@ fn expected(tree: &dyn Tree, path: &str, runs: &[(Range<u64>, Option<u64>)], gon
 
 /// The same files with the same content, but for what lies in `gone` of the undamaged device.
 fn check(what: &str, whole: &dyn Tree, tree: &dyn Tree, gone: &Range<u64>, trust: Trust) {
-    let names = |tree: &dyn Tree| all(tree).into_iter().map(|(path, entry)| (path, entry.kind)).collect::<BTreeMap<_, _>>();
+    let names =
+        |tree: &dyn Tree| all(tree).into_iter().map(|(path, entry)| (path, entry.kind)).collect::<BTreeMap<_, _>>();
     assert_eq!(names(whole), names(tree), "{what}");
     for (path, (len, runs)) in places(whole) {
         let layer = tree.open(vmfs_support::find(tree, &path[1..])).unwrap();
@@ -174,8 +175,18 @@ fn cases(six: bool) -> Vec<Case> {
         ("LVM header", vec![lvm.clone()], &["LVM-HEADER"], Trust::Sound),
         ("volume table", vec![table..table + 512], &["LVM-VOLUME"], Trust::Sound),
         ("tables of extents", vec![tables.clone()], rule, Trust::Inferred),
-        ("LVM header and tables of extents", vec![lvm.clone(), tables.clone()], &["LVM-HEADER", "LVM-PE-RULE"], Trust::Inferred),
-        ("volume table and tables of extents", vec![table..table + 512, tables], &["LVM-PE-RULE", "LVM-VOLUME"], Trust::Inferred),
+        (
+            "LVM header and tables of extents",
+            vec![lvm.clone(), tables.clone()],
+            &["LVM-HEADER", "LVM-PE-RULE"],
+            Trust::Inferred,
+        ),
+        (
+            "volume table and tables of extents",
+            vec![table..table + 512, tables],
+            &["LVM-PE-RULE", "LVM-VOLUME"],
+            Trust::Inferred,
+        ),
         ("LVM header and volume table", vec![lvm.start..table + 512], gone, Trust::Inferred),
         ("all of LVM", vec![MIB..17 * MIB], gone, Trust::Inferred),
         ("file system header", vec![fs.clone()], header, Trust::Inferred),

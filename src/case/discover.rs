@@ -508,10 +508,7 @@ impl Work<'_> {
             let source = Arc::clone(source);
             let disk = item.disk();
             let plain = matches!(item.content(), Some(Content::Disks(_)));
-            if !plain
-                || item.used_by.is_some()
-                || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, &source))
-            {
+            if !plain || item.used_by.is_some() || !self.case.inputs.iter().any(|input| Arc::ptr_eq(input, &source)) {
                 continue;
             }
             let owner = self.case.items.iter().position(|other| matches!(other.origin, Origin::Inside(of) if of == id));
@@ -564,7 +561,8 @@ impl Work<'_> {
         let Some(build) = format.sweep.map(|sweep| sweep.build) else { return };
         match (build(disk, &self.case.pool.share(), clues), owner) {
             (Ok(opened), None) => {
-                let text = format!("no partition table or file system is at its start; a search found {}", format.about);
+                let text =
+                    format!("no partition table or file system is at its start; a search found {}", format.about);
                 self.note(id, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
                 self.add_swept(id, disk.clone(), format, opened);
             }

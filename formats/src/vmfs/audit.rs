@@ -5,7 +5,7 @@
 //! descriptor is nobody's, and may hold what was deleted.
 
 use super::address::{FdAddress, Spot};
-use super::descriptor::{Descriptor, Shape, Type};
+use super::descriptor::{Descriptor, Origin, Shape, Type};
 use super::directory::Folder;
 use super::resource::Resource;
 use super::tree::Datastore;
@@ -202,13 +202,14 @@ impl Datastore {
         if is_folder && !again {
             open.push(dirent.address);
         }
-        if fd.generation != dirent.generation {
+        if fd.origin != Origin::Owners && fd.generation != dirent.generation {
             return Some(format!(
                 "its generation is {}, that of {} is {}",
                 dirent.generation, fd.address, fd.generation
             ));
         }
-        if Type::of(dirent.kind) != Some(fd.kind) {
+        let is_guess = fd.origin == Origin::Owners;
+        if !is_guess && Type::of(dirent.kind) != Some(fd.kind) {
             return Some(format!("its type is {}, that of {} is {:?}", dirent.kind, fd.address, fd.kind));
         }
         if fd.links == 0 {
@@ -276,14 +277,47 @@ impl Datastore {
                 return ControlFlow::Continue(());
             }
         };
+        if let Some(finding) = self.rebuilt(&fd) {
+            sink(Note::Finding(finding))?;
+        }
         if used != Some(false) && fd.links > 0 {
             self.audit_live(&fd, sink)?;
             if used == Some(true) && self.linked().is_some_and(|linked| !linked.has(address)) {
-                let text = format!("{address} is in use, and no folder lists it");
+                let folder = fd.parent.map(|parent| format!("; it says that it is in {parent}")).unwrap_or_default();
+                let text = format!("{address} is in use, and no folder lists it{folder}");
                 sink(self.finding("VMFS-FD-UNLISTED", self.whole(&fd), text))?;
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Says so if a descriptor is not read from its place.
+    fn rebuilt(&self, fd: &Descriptor) -> Option<Finding> {
+        let (code, text) = match fd.origin {
+            Origin::Disk => return None,
+            Origin::Journal { journal, at } => {
+                let text = format!(
+                    "{} can't be read; it is read from the journal at {journal:#x}, at {at:#x} of it",
+                    fd.address
+                );
+                ("VMFS-FD-JOURNAL", text)
+            }
+            Origin::Owners => {
+                let guess = if fd.trust == Trust::Doubtful {
+                    "in an order, and with a length, that are guessed"
+                } else {
+                    "in the only order that there is"
+                };
+                let text = format!(
+                    "{} can't be read; it is made again of the sub-blocks that it owns, {guess}: {} bytes, {} blocks",
+                    fd.address, fd.len, fd.blocks
+                );
+                ("VMFS-FD-OWNERS", text)
+            }
+        };
+        let start = self.volume.space.physical(fd.at);
+        let len = self.volume.space.header.descriptor_size();
+        Some(Finding::new(code, start..start.saturating_add(len), fd.trust, text))
     }
 
     /// Claims all that a live descriptor has, and checks it.
@@ -306,7 +340,8 @@ impl Datastore {
             let text = format!("{} has more pointers than the volume has blocks", fd.address);
             return sink(self.finding("VMFS-FD-POINTERS", self.whole(fd), text));
         }
-        if !survey.large && survey.blocks != fd.blocks {
+        let balances = survey.blocks == fd.blocks || survey.unknown && survey.blocks < fd.blocks;
+        if !survey.large && !balances {
             let text = format!("{} counts {} blocks and points to {}", fd.address, fd.blocks, survey.blocks);
             sink(self.finding("VMFS-FD-BLOCKS", self.whole(fd), text))?;
         }

@@ -135,6 +135,24 @@ pub enum Shape {
     Elsewhere,
 }
 
+/// Where what is known of a descriptor comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// Its place.
+    #[default]
+    Disk,
+    /// A journal, as its place is lost.
+    Journal {
+        /// Where the journal lies in the volume.
+        journal: u64,
+        /// Where in it.
+        at: u64,
+    },
+    /// The tables that say which sub-blocks and file blocks it has, as its place is lost. Length and order are made up
+    /// of those; generation, times, owner and mode are not known.
+    Owners,
+}
+
 /// A checked descriptor.
 #[derive(Clone, Debug)]
 pub struct Descriptor {
@@ -176,7 +194,9 @@ pub struct Descriptor {
     pub content_at: u64,
     /// How much there can be.
     pub content_len: u64,
-    /// How far to believe all this.
+    /// Where all this comes from.
+    pub origin: Origin,
+    /// How far to believe it.
     pub trust: Trust,
 }
 
@@ -253,6 +273,7 @@ impl Descriptor {
             pointers_at: at.saturating_add(pointers),
             content_at: at.saturating_add(content),
             content_len: header.descriptor_size().saturating_sub(content),
+            origin: Origin::Disk,
             trust,
         })
     }

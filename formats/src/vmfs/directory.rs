@@ -137,6 +137,20 @@ impl Folder {
         self.file.descriptor()
     }
 
+    /// Where in the volume its bytes lie.
+    pub fn places(&self, sink: &mut dyn FnMut(std::ops::Range<u64>)) {
+        let len = self.file.room().min(self.space.lv.len());
+        let file = self.file.with_len(len);
+        let mut at: u64 = 0;
+        while at < len {
+            let run = file.run(at, len.saturating_sub(at));
+            if let Place::Below { offset, .. } = run.place {
+                sink(offset..offset.saturating_add(run.len));
+            }
+            at = at.saturating_add(run.len.max(1));
+        }
+    }
+
     /// The entries behind position `from`, without `.` and `..`.
     pub fn list(&self, from: u64, taker: Taker<'_>) {
         let _ = if self.space.header.is_six() { self.list6(from, taker) } else { self.list5(from, taker) };
@@ -651,6 +665,27 @@ impl Map {
         let sound = seen.is_whole() && LittleEndian::read_u16(bytes.get(2..4)?) == MAP;
         sound.then(|| bytes.split_off(narrow(BLOCK_HEADER)))
     }
+}
+
+/// Whether these are the first bytes of a folder of VMFS6.
+pub(super) fn is_head(bytes: &[u8]) -> bool {
+    bytes.first_chunk::<4>().is_some_and(|raw| [VERSION, VERSION_DEBUG].contains(&u32::from_le_bytes(*raw)))
+}
+
+/// Where in its folder these blocks lie, by the first entry that says where it lies itself.
+pub(super) fn place_of(bytes: &[u8], md: u64) -> Option<u64> {
+    let mut at: u64 = 0;
+    while let Some(block) = bytes.get(narrow(at)..).filter(|block| !block.is_empty()) {
+        let entry = block.get(narrow(BLOCK_HEADER)..narrow(BLOCK_HEADER.saturating_add(ENTRY6)))?;
+        let own = LittleEndian::read_u64(entry.get(0x10..0x18)?);
+        let named = numbers(entry).is_some_and(|(_, address, _)| FdAddress::of(address).is_some());
+        let start = own.checked_sub(BLOCK_HEADER).and_then(|start| start.checked_sub(at));
+        if let Some(start) = start.filter(|start| named && *start >= BLOCKS_AT && start.is_multiple_of(md)) {
+            return Some(start);
+        }
+        at = at.saturating_add(md);
+    }
+    None
 }
 
 fn is_cut(seen: &Seen, at: u64, len: u64) -> bool {

@@ -8,7 +8,8 @@
 //! 69 GiB can have its only pointer in slot 42.
 //!
 //! An array of nothing but zeros is a hole only if the descriptor counts no more blocks than all pointers of the file
-//! lead to; otherwise it was wiped, and what it mapped is lost. Zeros among other pointers can't be told from holes.
+//! lead to; otherwise it was wiped, and what it mapped is lost. Zeros among other pointers can't be told from holes: if
+//! the file misses pointers, or has more than its descriptor counts, each of its holes is Doubtful.
 
 use super::address::{Address, Block as FileBlock, Spot};
 use super::descriptor::{Descriptor, Shape};
@@ -19,6 +20,7 @@ use crate::layer::{Layer, Place, Run, Trust, Why};
 use crate::memo::Block;
 use crate::num::{narrow, wide};
 use byteorder::{ByteOrder, LittleEndian};
+use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
@@ -32,8 +34,8 @@ pub struct File {
     top: Table,
     /// The bitmaps of the live volume, for a file that is not alive: what they have as used, somebody else has.
     heir: Option<Arc<Heir>>,
-    /// Whether the descriptor counts more blocks than the pointers lead to; asked only for arrays of zeros.
-    lacks: OnceLock<bool>,
+    /// Whether the descriptor counts as many blocks as the pointers lead to.
+    balance: OnceLock<Ordering>,
 }
 
 impl fmt::Debug for File {
@@ -70,6 +72,10 @@ enum Target {
     Bad,
 }
 
+fn is_blank(table: &Table) -> bool {
+    table.block.bytes.iter().all(|byte| *byte == 0)
+}
+
 fn shl(n: u64, shift: u32) -> u64 {
     1_u64.checked_shl(shift).map_or(u64::MAX, |size| n.saturating_mul(size))
 }
@@ -93,7 +99,7 @@ impl File {
         let bytes = std::mem::take(&mut descriptor.pointers);
         let top =
             Table { at: descriptor.pointers_at, block: Arc::new(Block { bytes, fault: None, trust: Trust::Sound }) };
-        Self { space, pools, descriptor, top, heir: None, lacks: OnceLock::new() }
+        Self { space, pools, descriptor, top, heir: None, balance: OnceLock::new() }
     }
 
     /// The descriptor, without its pointers.
@@ -162,9 +168,12 @@ impl File {
             if raw == 0 {
                 let more = self.count(&table, index, want.saturating_sub(rest.min(want)), span, |next| next == 0);
                 let len = rest.saturating_add(shl(more, span)).min(want);
-                if self.is_wiped(&table) {
+                let balance = self.balance();
+                if balance == Ordering::Less && is_blank(&table) {
                     return Run { trust, ..Run::lost(len, Why::Unmapped, table.at) };
                 }
+                // Some zero of this file was a pointer.
+                let trust = if balance == Ordering::Equal { trust } else { Trust::Doubtful };
                 return Run { len, place: Place::Hole, trust };
             }
             let Some(below) = level.checked_sub(1) else {
@@ -200,13 +209,18 @@ impl File {
         }
     }
 
-    /// Whether an array has no pointer at all, and the descriptor misses some.
-    fn is_wiped(&self, table: &Table) -> bool {
-        let lacks = || {
+    /// How the pointers to data compare with what the descriptor counts. Asked once, when a hole is met.
+    fn balance(&self) -> Ordering {
+        *self.balance.get_or_init(|| {
             let survey = self.survey(&mut |_| {});
-            !survey.large && !survey.endless && survey.blocks < self.descriptor.blocks
-        };
-        table.block.bytes.iter().all(|byte| *byte == 0) && *self.lacks.get_or_init(lacks)
+            match survey.blocks.cmp(&self.descriptor.blocks) {
+                // What counts as a block where large ones are is not known.
+                _ if survey.large || survey.endless => Ordering::Equal,
+                // What is missing is where a table is lost, as far as anybody can tell.
+                Ordering::Less if survey.unknown => Ordering::Equal,
+                balance => balance,
+            }
+        })
     }
 
     /// How many pointers behind `index` also pass, as far as `want` goes.
@@ -304,6 +318,11 @@ impl File {
     /// Visits every pointer, those behind the end of the file too, and calls `sink` with the place in the volume of
     /// every pointer block.
     pub fn survey(&self, sink: &mut dyn FnMut(Range<u64>)) -> Survey {
+        self.pointers(sink, &mut |_, _| {})
+    }
+
+    /// The same, and calls `each` with every pointer that is not zero and the level of what it leads to, 0 for data.
+    pub fn pointers(&self, sink: &mut dyn FnMut(Range<u64>), each: &mut dyn FnMut(u32, Address)) -> Survey {
         let mut survey = Survey::default();
         let Shape::Mapped { levels, .. } = self.descriptor.shape else { return survey };
         let header = &self.space.header;
@@ -313,8 +332,15 @@ impl File {
         let mut open = vec![(self.top.clone(), levels)];
         while let Some((table, level)) = open.pop() {
             let count = wide(table.block.bytes.len()).checked_div(width).unwrap_or(0);
+            // As many bytes of 0xFF as a pointer has: it was lost.
+            let lost = u64::MAX.checked_shr(u32::try_from(64_u64.saturating_sub(width << 3)).unwrap_or(0)).unwrap_or(0);
             for raw in (0..count).filter_map(|i| table.pointer(i, width)).filter(|raw| *raw != 0) {
+                if raw == lost {
+                    survey.unknown = true;
+                    continue;
+                }
                 let address = header.width.decode(raw);
+                each(level, address);
                 let Some(below) = level.checked_sub(1) else {
                     survey.blocks = survey.blocks.saturating_add(1);
                     survey.large |= matches!(address, Address::Large(_));
@@ -325,11 +351,15 @@ impl File {
                     survey.endless = true;
                     return survey;
                 }
-                let Some((pool, offset)) = self.pools.table(address) else { continue };
-                if let Some((at, block)) = self.space.table(pool, offset) {
-                    sink(at..at.saturating_add(pool.size.min(header.table_size())));
-                    open.push((Table { at, block }, below));
-                }
+                let table = self.pools.table(address).and_then(|(pool, offset)| {
+                    Some((self.space.table(pool, offset)?, pool.size.min(header.table_size())))
+                });
+                let Some(((at, block), size)) = table else {
+                    survey.unknown = true;
+                    continue;
+                };
+                sink(at..at.saturating_add(size));
+                open.push((Table { at, block }, below));
             }
         }
         survey
@@ -345,6 +375,8 @@ pub struct Survey {
     pub tables: u64,
     /// Large file blocks are among them.
     pub large: bool,
+    /// Pointers are lost, and what they led to is not counted.
+    pub unknown: bool,
     /// They name more than the volume has.
     pub endless: bool,
 }

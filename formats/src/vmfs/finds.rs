@@ -8,13 +8,14 @@
 use super::address::{FdAddress, Spot};
 use super::descriptor::{Descriptor, Type};
 use super::directory::Folder;
+use super::journal::Image;
 use super::tree::{Datastore, node_id};
 use super::volume::Volume;
 use crate::layer::Trust;
 use crate::num::narrow;
 use crate::tree::{Entry, Find, Finder, Kind, Named, NodeId, State};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 /// Places for entries that are looked at to name what was found.
 const NAMING: u64 = 1 << 22;
@@ -22,6 +23,8 @@ const NAMING: u64 = 1 << 22;
 const MOST: usize = 1 << 20;
 /// Names of reused descriptors that one folder's find lists.
 const SHOWN: usize = 8;
+/// What stands for the volume in the nodes of descriptors that only a journal has.
+const JOURNAL: u64 = 0xFFFF;
 /// Deepest chain of dead folders.
 const DEEP: usize = 256;
 
@@ -55,8 +58,15 @@ struct Candidate {
     named: Named,
     /// The descriptor says that it is in another folder.
     elsewhere: bool,
-    folder: NodeId,
+    /// `None` where nothing says in which folder the entry was.
+    folder: Option<NodeId>,
     name: Vec<u8>,
+}
+
+impl Candidate {
+    fn new(named: Named, folder: impl Into<Option<NodeId>>, name: Vec<u8>) -> Self {
+        Self { named, elsewhere: false, folder: folder.into(), name }
+    }
 }
 
 impl Datastore {
@@ -94,8 +104,10 @@ impl Dead {
             let name = format!("orphan_c{cluster}_r{resource}").into_bytes();
             (name, Named::Place)
         });
-        let mut why = format!("its descriptor {} is still there, ", self.address);
+        let place = if self.state == State::Journal { "in a journal" } else { "still there" };
+        let mut why = format!("its descriptor {} is {place}, ", self.address);
         why += match (self.state, self.used) {
+            (State::Journal, _) => "and on the volume without what it led to, or no more",
             (State::Deleted, _) => "with link count 0",
             (State::Reformatted, _) => "older than the volume",
             (_, Some(false)) => "free in its bitmap",
@@ -133,6 +145,10 @@ struct Survey {
     /// Where descriptors lie, so that two layouts do not tell one twice.
     seen: BTreeSet<u64>,
     best: BTreeMap<NodeId, Candidate>,
+    /// What journals have, by address and generation.
+    copies: BTreeMap<(FdAddress, u32), NodeId>,
+    /// Where folders lie, to tell whose an entry in a journal is.
+    grounds: Vec<(Range<u64>, NodeId)>,
     /// Entries that lost their descriptor: type, generation, folder, name.
     adrift: Vec<(u32, u32, NodeId, Vec<u8>)>,
     left: u64,
@@ -145,6 +161,11 @@ impl Survey {
         self.scan(store, 0, &store.volume);
         for (former, number) in store.formers().iter().zip(1..) {
             self.scan(store, number, &former.volume);
+        }
+        for (index, copy) in (0..).zip(store.copies()) {
+            let id = copy_id(index);
+            self.copies.insert((copy.descriptor.address, copy.descriptor.generation), id);
+            self.insert(id, &copy.descriptor, State::Journal, None);
         }
     }
 
@@ -201,6 +222,10 @@ impl Survey {
     }
 
     fn add(&mut self, number: u64, fd: &Descriptor, state: State, used: Option<bool>) {
+        self.insert(node_id(number, fd.address), fd, state, used);
+    }
+
+    fn insert(&mut self, id: NodeId, fd: &Descriptor, state: State, used: Option<bool>) {
         let dead = Dead {
             address: fd.address,
             generation: fd.generation,
@@ -214,7 +239,7 @@ impl Survey {
             parent: None,
             reused: (Vec::new(), 0),
         };
-        self.lost.nodes.insert(node_id(number, fd.address), dead);
+        self.lost.nodes.insert(id, dead);
     }
 
     // Names
@@ -225,19 +250,22 @@ impl Survey {
             self.lost.nodes.iter().filter(|(_, dead)| dead.is_folder()).map(|(id, _)| *id).collect();
         for id in &folders {
             if let Ok(folder) = store.folder(*id) {
+                self.mark(*id, &folder);
                 self.read_dead(*id, &folder);
                 self.read_stale(*id, &folder);
             }
         }
         for address in std::mem::take(&mut self.alive) {
             if let Ok(folder) = Folder::open(&store.volume, address) {
+                self.mark(node_id(0, address), &folder);
                 self.read_stale(node_id(0, address), &folder);
             }
         }
+        self.read_journals(store);
         self.match_adrift();
         for (id, candidate) in std::mem::take(&mut self.best) {
             if let Some(dead) = self.lost.nodes.get_mut(&id) {
-                dead.parent = Some(candidate.folder);
+                dead.parent = candidate.folder;
                 dead.name = Some((candidate.name, candidate.named));
             }
         }
@@ -245,14 +273,26 @@ impl Survey {
         self.break_loops();
     }
 
+    /// Offers a name to the descriptor on the volume, and to what a journal has of one of its address.
     fn offer(&mut self, id: NodeId, kind: u32, generation: u32, candidate: Candidate) -> bool {
+        let address = u32::try_from(id.0 & u64::from(u32::MAX)).ok().and_then(FdAddress::of);
+        let copy = address.filter(|_| volume_of(id) == 0).and_then(|address| self.copies.get(&(address, generation)));
+        let copied = copy.copied().is_some_and(|copy| {
+            let Candidate { named, folder, ref name, .. } = candidate;
+            self.offer_one(copy, kind, generation, Candidate::new(named, folder, name.clone()))
+        });
+        self.offer_one(id, kind, generation, candidate) || copied
+    }
+
+    fn offer_one(&mut self, id: NodeId, kind: u32, generation: u32, candidate: Candidate) -> bool {
         let Some(dead) = self.lost.nodes.get(&id) else { return false };
         if dead.generation != generation || Type::of(kind) != Some(dead.raw_kind) {
             return false;
         }
-        let elsewhere = dead.said.is_some_and(|said| node_id(volume_of(id), said) != candidate.folder);
+        let said = dead.said.map(|said| node_id(home_of(id), said));
+        let elsewhere = said.zip(candidate.folder).is_some_and(|(said, folder)| said != folder);
         let candidate = Candidate { elsewhere, ..candidate };
-        if candidate.folder == id || self.best.get(&id).is_some_and(|best| *best <= candidate) {
+        if candidate.folder == Some(id) || self.best.get(&id).is_some_and(|best| *best <= candidate) {
             return true;
         }
         self.best.insert(id, candidate);
@@ -268,8 +308,9 @@ impl Survey {
             let Ok(entry) = entry else { return ControlFlow::Continue(()) };
             // A former volume's own system files are not told.
             let system = Type::of(entry.kind) == Some(Type::System);
-            let candidate = Candidate { named: Named::Folder, elsewhere: false, folder: id, name: entry.name.clone() };
-            let child = node_id(volume_of(id), entry.address);
+            let candidate =
+                Candidate { named: Named::Folder, elsewhere: false, folder: Some(id), name: entry.name.clone() };
+            let child = node_id(home_of(id), entry.address);
             if !self.offer(child, entry.kind, entry.generation, candidate) && !system {
                 count = count.saturating_add(1);
                 if names.len() < SHOWN {
@@ -291,9 +332,29 @@ impl Survey {
                 self.adrift.push((stale.kind, stale.generation, id, stale.name));
                 return;
             };
-            let candidate = Candidate { named: Named::Slack, elsewhere: false, folder: id, name: stale.name };
-            self.offer(node_id(volume_of(id), address), stale.kind, stale.generation, candidate);
+            let candidate = Candidate::new(Named::Slack, id, stale.name);
+            self.offer(node_id(home_of(id), address), stale.kind, stale.generation, candidate);
         });
+    }
+
+    /// Remembers where a folder of the volume lies.
+    fn mark(&mut self, id: NodeId, folder: &Folder) {
+        if home_of(id) == 0 {
+            folder.places(&mut |range| self.grounds.push((range, id)));
+        }
+    }
+
+    /// Entries that journals have copies of, of whatever is dead by now.
+    fn read_journals(&mut self, store: &Datastore) {
+        let mut grounds = std::mem::take(&mut self.grounds);
+        grounds.sort_unstable_by_key(|(range, id)| (range.start, *id));
+        for entry in super::journal::names(&store.volume) {
+            let behind = grounds.partition_point(|(range, _)| range.start <= entry.target);
+            let ground = behind.checked_sub(1).and_then(|index| grounds.get(index));
+            let folder = ground.filter(|(range, _)| entry.target < range.end).map(|(_, id)| *id);
+            let candidate = Candidate::new(Named::Journal, folder, entry.name);
+            self.offer(node_id(0, entry.address), entry.kind, entry.generation, candidate);
+        }
     }
 
     /// An entry without descriptor still has type and generation: where exactly one nameless descriptor has both, it
@@ -305,7 +366,7 @@ impl Survey {
         }
         for (kind, generation, folder, name) in std::mem::take(&mut self.adrift) {
             if let Some([only]) = nameless.get(&(volume_of(folder), generation)).map(Vec::as_slice) {
-                let candidate = Candidate { named: Named::Slack, elsewhere: false, folder, name };
+                let candidate = Candidate::new(Named::Slack, folder, name);
                 self.offer(*only, kind, generation, candidate);
             }
         }
@@ -318,13 +379,13 @@ impl Survey {
         let mut alive: BTreeMap<FdAddress, bool> = BTreeMap::new();
         for (id, dead) in &mut self.lost.nodes {
             let Some(said) = dead.said.filter(|_| dead.parent.is_none()) else { continue };
-            let parent = node_id(volume_of(*id), said);
+            let home = home_of(*id);
+            let parent = node_id(home, said);
             let is_alive = |said| {
                 let fd = store.volume.descriptor(said);
                 fd.is_ok_and(|fd| fd.node_kind() == Kind::Dir && store.state(&fd) == State::Live)
             };
-            let there = folders.contains(&parent)
-                || volume_of(*id) == 0 && *alive.entry(said).or_insert_with(|| is_alive(said));
+            let there = folders.contains(&parent) || home == 0 && *alive.entry(said).or_insert_with(|| is_alive(said));
             dead.parent = Some(parent).filter(|parent| there && parent != id);
         }
     }
@@ -352,7 +413,46 @@ impl Survey {
     }
 }
 
+/// The node of a descriptor that a journal has.
+fn copy_id(index: u64) -> NodeId {
+    NodeId(JOURNAL << 32 | index)
+}
+
+/// Which of the descriptors that journals have a node is.
+pub(super) fn copy_of(id: NodeId) -> Option<usize> {
+    (volume_of(id) == JOURNAL).then(|| narrow(id.0 & u64::from(u32::MAX)))
+}
+
+/// Which volume the descriptors are of that a node speaks of.
+pub(super) fn home_of(id: NodeId) -> u64 {
+    if volume_of(id) == JOURNAL { 0 } else { volume_of(id) }
+}
+
 /// Which volume a node is of: 0 is the one that is alive.
 pub(super) fn volume_of(id: NodeId) -> u64 {
     id.0 >> 32
+}
+
+/// What journals have of descriptors that are dead by now, each of an address and a generation once: the last that
+/// leads to anything. What the volume itself still has is left out.
+pub(super) fn copies(store: &Datastore) -> Vec<Image> {
+    let mut last: BTreeMap<(FdAddress, u32), Image> = BTreeMap::new();
+    for image in super::journal::images(&store.volume) {
+        let fd = &image.descriptor;
+        if fd.links > 0 && fd.len > 0 && fd.kind != Type::System {
+            last.insert((fd.address, fd.generation), image);
+        }
+    }
+    let is_gone = |image: &Image| {
+        let old = &image.descriptor;
+        let Ok(now) = store.volume.descriptor(old.address) else { return true };
+        if now.generation != old.generation {
+            return true;
+        }
+        // Of what is alive nothing is lost; what is dead lost something if it says less than it did.
+        let listed = store.linked().is_none_or(|linked| linked.has(now.address));
+        let alive = store.state(&now) == State::Live && listed;
+        !alive && now.len < old.len
+    };
+    last.into_values().filter(is_gone).collect()
 }

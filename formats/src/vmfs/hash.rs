@@ -48,7 +48,7 @@ pub fn slot(folder: FdAddress, name: &[u8]) -> u64 {
     }
 }
 
-fn lookup8(name: &[u8]) -> u64 {
+pub(super) fn lookup8(name: &[u8]) -> u64 {
     let mut key = [0; KEY];
     for (to, from) in key.iter_mut().zip(name) {
         *to = *from;

@@ -270,7 +270,8 @@ impl Header {
         };
         // Real images, dense or not: the descriptors lie in one row. Only volumes that were made as VMFS3 differ.
         let first = header.fixed(FdAddress::ROOT).unwrap_or_default();
-        let place = |address: FdAddress| first.saturating_add(address.spot().resource.saturating_mul(header.descriptor_size()));
+        let place =
+            |address: FdAddress| first.saturating_add(address.spot().resource.saturating_mul(header.descriptor_size()));
         (header.pb2, header.sdd) = ((place(FdAddress::PB2), FdAddress::PB2), (place(FdAddress::SDD), FdAddress::SDD));
         header
     }
@@ -289,7 +290,9 @@ impl Header {
 
     /// Whether both have things in the same places.
     pub(super) fn is_alike(&self, other: &Self) -> bool {
-        let of = |header: &Self| (header.width, header.file_shift, header.sub_shift, header.md, header.fdc_offset, header.fdc_clusters);
+        let of = |header: &Self| {
+            (header.width, header.file_shift, header.sub_shift, header.md, header.fdc_offset, header.fdc_clusters)
+        };
         of(self) == of(other)
     }
 

@@ -503,7 +503,9 @@ impl Device {
     /// Maps what the tables forgot as a fresh device has it, unless what they say differs from that.
     fn fill(&mut self) {
         let span = self.span().start..self.span().end.min(self.volume.logical_size);
-        let fresh = |piece: &Piece| self.by_rule(piece.logical..piece.end()).next().is_some_and(|rule| rule.physical == piece.physical);
+        let fresh = |piece: &Piece| {
+            self.by_rule(piece.logical..piece.end()).next().is_some_and(|rule| rule.physical == piece.physical)
+        };
         if span.is_empty() || !self.pieces.iter().all(fresh) {
             return;
         }
@@ -517,7 +519,9 @@ impl Device {
         filled.extend(self.by_rule(at..span.end));
         let missed: u64 = filled.iter().filter(|piece| piece.trust != Trust::Sound).map(|piece| piece.len).sum();
         if missed > 0 {
-            let text = format!("the tables of extents forgot {missed} bytes of the volume; they are mapped as on a fresh device");
+            let text = format!(
+                "the tables of extents forgot {missed} bytes of the volume; they are mapped as on a fresh device"
+            );
             let range = self.metadata.first().cloned().unwrap_or_default();
             self.findings.push(Finding::new("LVM-PE-RULE", range, Trust::Inferred, text));
         }

@@ -17,9 +17,9 @@
 
 use super::address::FdAddress;
 use super::descriptor::{self, Descriptor, RawLock, RawMetadata, Shape, Type};
+use super::header::Name;
 use super::header::{Geometry, Header, RawHeader, is_magic};
 use super::resource::RawResource;
-use super::header::Name;
 use super::volume::Volume;
 use crate::adapt::Trusted;
 use crate::error::Error;
@@ -156,8 +156,10 @@ fn rebuild(lv: &Bytes, memo: &Memo) -> Option<(Header, String)> {
     }
     let mut header = Header::assumed(&geometry);
     let volume = Volume::with(header.clone(), lv, None, &memo.share());
-    let subs = volume.pools.sbc.as_ref().filter(|sbc| sbc.size.is_power_of_two() && (1 << 10..=1 << 20).contains(&sbc.size));
-    let (sub_shift, dense) = subs.map_or((geometry.sub_shift, true), |sbc| (sbc.size.trailing_zeros(), sbc.per_cluster > 16));
+    let subs =
+        volume.pools.sbc.as_ref().filter(|sbc| sbc.size.is_power_of_two() && (1 << 10..=1 << 20).contains(&sbc.size));
+    let (sub_shift, dense) =
+        subs.map_or((geometry.sub_shift, true), |sbc| (sbc.size.trailing_zeros(), sbc.per_cluster > 16));
     let geometry = Geometry { sub_shift, dense: dense || geometry.six, ..geometry };
     header = Header::assumed(&geometry);
     let version = beat(&**lv, &header);
@@ -213,7 +215,8 @@ fn is_fdc(raw: &RawResource, of: &Geometry) -> bool {
 
 fn descriptors(lv: &dyn Layer, geometry: Geometry) -> (usize, Geometry, System) {
     let header = Header::assumed(&geometry);
-    let row = [FdAddress::FBB, FdAddress::FDC, FdAddress::PBC, FdAddress::SBC, FdAddress::VH, FdAddress::PB2, FdAddress::JBC];
+    let row =
+        [FdAddress::FBB, FdAddress::FDC, FdAddress::PBC, FdAddress::SBC, FdAddress::VH, FdAddress::PB2, FdAddress::JBC];
     let mut shifts = Vec::new();
     let mut created = u32::MAX;
     for address in row {
@@ -229,7 +232,11 @@ fn descriptors(lv: &dyn Layer, geometry: Geometry) -> (usize, Geometry, System) 
     let found = shifts.iter().filter(|shift| **shift == most).count();
     // An 8 MiB block moves `.fdc.sf`, smaller ones do not.
     let fits = Header::assumed(&Geometry { file_shift: most, ..geometry }).fdc_at() == header.fdc_at();
-    (if fits { found } else { 0 }, Geometry { file_shift: most, ..geometry }, System { created: if created == u32::MAX { 0 } else { created } })
+    (
+        if fits { found } else { 0 },
+        Geometry { file_shift: most, ..geometry },
+        System { created: if created == u32::MAX { 0 } else { created } },
+    )
 }
 
 /// The metadata of the descriptor at `at`, if it lies where it says.
@@ -252,7 +259,8 @@ fn beat(lv: &dyn Layer, header: &Header) -> Option<(u32, u8)> {
         }
         let known = read(lv, at, &mut slot).is_whole()
             && RawLock::parse(&slot, at).is_ok_and(|lock| HEARTBEATS.contains(&lock.magic) && lock.at == at);
-        let major = slot.get(0x30..0x34).and_then(|bytes| bytes.first_chunk::<4>()).map(|bytes| u32::from_le_bytes(*bytes));
+        let major =
+            slot.get(0x30..0x34).and_then(|bytes| bytes.first_chunk::<4>()).map(|bytes| u32::from_le_bytes(*bytes));
         let fits = major.is_some_and(|major| (14..64).contains(&major) && (major >= 24) == header.is_six());
         if let (true, Some(major), Some(minor)) = (known && fits, major, slot.get(0x34)) {
             return Some((major, *minor));

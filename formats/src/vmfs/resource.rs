@@ -47,6 +47,8 @@ const SIGNATURE: u32 = 0x7266_6D64;
 const CLUSTER_SIGNATURE: u32 = 0x7263_6D64;
 /// Flag: the resources are parts of another file's resources.
 const CHILD: u32 = 0x2;
+/// Flag: each resource has an owner. Observed on `.fdc.sf`, `.sbc.sf` and `.pb2.sf`, and on no other.
+const OWNED: u32 = 0x4;
 
 /// The header of a resource file as on disk. Fields from 0x20 on are of VMFS6 only.
 #[derive(BinRead, Clone, Debug)]
@@ -103,6 +105,7 @@ pub struct Resource {
     /// Clusters of the parent in one of its groups, times resources in a cluster, and bytes of the group.
     parent: Option<(u64, u64, u64)>,
     six: bool,
+    pub(super) owned: bool,
     /// Bytes that the file can have at most: its length, and the volume's.
     room: u64,
 }
@@ -191,6 +194,7 @@ impl Resource {
                 (clusters, resources.max(1), u64::from(raw.parent_cluster_group_size))
             }),
             six: header.is_six(),
+            owned: header.is_six() && raw.flags & OWNED != 0,
             room: file.len().min(file.volume_len()),
             file,
         })
@@ -318,6 +322,18 @@ impl Resource {
         let at = self.bit_at(spot.resource);
         let whole = !Self::bit_of(&bitmap, at) && !Self::bit_of(&bitmap, at.saturating_add(SPLIT));
         (spot.resource < self.in_cluster(spot.cluster) && whole).then_some(bitmap.at)
+    }
+
+    /// The metadata of a cluster's header, checked: where it lies in the volume, and its bytes.
+    pub(super) fn metadata(&self, space: &Space, cluster: u64) -> Option<(u64, Arc<Block>, usize)> {
+        let bitmap = self.bitmap(space, cluster).ok()?;
+        Some((bitmap.at, bitmap.block, narrow(self.header_size >> 1)))
+    }
+
+    /// Whether the resources are parts of those of another file: small blocks.
+    #[must_use]
+    pub fn is_child(&self) -> bool {
+        self.parent.is_some()
     }
 
     /// Resources of a cluster. The last can be larger than what is left for it; its further bits say nothing.

@@ -76,7 +76,9 @@ mod tests {
             assert!(!taken.has(&range), "{range:?}");
             taken.add(range);
         }
-        for (range, has) in [(8..10, false), (24..26, true), (25..30, false), (0..6, true), (39..50, true), (40..50, false)] {
+        for (range, has) in
+            [(8..10, false), (24..26, true), (25..30, false), (0..6, true), (39..50, true), (40..50, false)]
+        {
             assert_eq!(taken.has(&range), has, "{range:?}");
         }
         taken.add(0..100);

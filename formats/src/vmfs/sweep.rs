@@ -143,12 +143,18 @@ pub(super) fn build(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<Opened
             Some(volume) => volumes.push(volume),
             None if found.records >= WORTH || found.strong => {
                 let before = if start > i64::MAX.unsigned_abs() { start.wrapping_neg() } else { 0 };
-                let from = if before > 0 { format!("{before} bytes before this device") } else { format!("{start:#x}") };
+                let from =
+                    if before > 0 { format!("{before} bytes before this device") } else { format!("{start:#x}") };
                 let text = format!(
                     "{} records of a VMFS volume that starts at {from}; it can't be opened: the start of its .fdc.sf is not here",
                     found.records
                 );
-                findings.push(Finding::new("VMFS-RECORDS", found.at..found.at.saturating_add(512), Trust::Inferred, text));
+                findings.push(Finding::new(
+                    "VMFS-RECORDS",
+                    found.at..found.at.saturating_add(512),
+                    Trust::Inferred,
+                    text,
+                ));
             }
             None => {}
         }

@@ -4,9 +4,10 @@ use super::address::FdAddress;
 use super::descriptor::{Descriptor, Type};
 use super::directory::{Dirent, Folder};
 use super::file::File;
-use super::finds::{Lost, volume_of};
+use super::finds::{Lost, copy_of, home_of, volume_of};
 use super::former::{self, Former};
 use super::heir::Heir;
+use super::journal::Image;
 use super::volume::Volume;
 use crate::error::Error;
 use crate::layer::{Bytes, Trust};
@@ -30,6 +31,8 @@ pub struct Datastore {
     pub(super) lost: OnceLock<Lost>,
     /// The volumes of before, once they were asked for.
     pub(super) formers: OnceLock<Vec<Former>>,
+    /// What journals have of dead descriptors, once it was asked for.
+    pub(super) copies: OnceLock<Vec<Image>>,
     /// Dead files whose blocks newer dead ones claim, once it was asked for.
     pub(super) rivals: OnceLock<BTreeSet<NodeId>>,
     /// What the volume has of the bytes of dead files, once it was asked for.
@@ -49,6 +52,7 @@ impl Datastore {
             formers: OnceLock::new(),
             heir: OnceLock::new(),
             rivals: OnceLock::new(),
+            copies: OnceLock::new(),
         }
     }
 
@@ -72,12 +76,29 @@ impl Datastore {
 
     /// The volume that a node was of, in words, if that is not the one that is alive.
     pub(super) fn former_of(&self, id: NodeId) -> Option<&str> {
-        let index = volume_of(id).checked_sub(1)?;
+        let index = home_of(id).checked_sub(1)?;
         self.formers().get(narrow(index)).map(|former| former.about.as_str())
+    }
+
+    /// What journals have of descriptors that are dead by now. No lock is held while they are read.
+    pub(super) fn copies(&self) -> &[Image] {
+        if let Some(copies) = self.copies.get() {
+            return copies;
+        }
+        let copies = super::finds::copies(self);
+        self.copies.get_or_init(|| copies)
+    }
+
+    /// What a journal has, of a node that only a journal has.
+    fn copy(&self, id: NodeId) -> Option<Result<&Image, Error>> {
+        copy_of(id).map(|index| self.copies().get(index).ok_or(Error::NotFound))
     }
 
     /// The descriptor of a node, and its evidence class as far as it tells itself.
     fn fact(&self, id: NodeId) -> Result<(Descriptor, State), Error> {
+        if let Some(copy) = self.copy(id) {
+            return Ok((copy?.descriptor.clone(), State::Journal));
+        }
         let address = address(id)?;
         let Some(index) = volume_of(id).checked_sub(1) else {
             let found = self.volume.descriptor(address)?;
@@ -91,7 +112,7 @@ impl Datastore {
     }
 
     fn volume_at(&self, id: NodeId) -> Result<&Volume, Error> {
-        match volume_of(id).checked_sub(1) {
+        match home_of(id).checked_sub(1) {
             None => Ok(&self.volume),
             Some(index) => self.formers().get(narrow(index)).map(|former| &former.volume).ok_or(Error::NotFound),
         }
@@ -99,6 +120,9 @@ impl Datastore {
 
     /// The bytes of a node, as far as nobody else has them by now.
     fn content(&self, id: NodeId, found: Descriptor, state: State) -> Result<File, Error> {
+        if let Some(copy) = self.copy(id) {
+            return Ok(copy?.file(&self.volume).dead(Arc::clone(self.heir())));
+        }
         let file = self.volume_at(id)?.file(found);
         Ok(match state {
             State::Live => file,
@@ -135,7 +159,7 @@ impl Datastore {
 
     /// An entry of a folder that is not alive: only what it still leads to, by address and generation.
     fn dead_entry(&self, dir: NodeId, dirent: Dirent) -> Option<Entry> {
-        let id = node_id(volume_of(dir), dirent.address);
+        let id = node_id(home_of(dir), dirent.address);
         let (found, state) = self.fact(id).ok().filter(|_| id != dir)?;
         let same = found.generation == dirent.generation && Type::of(dirent.kind) == Some(found.kind);
         let Dirent { name, next, .. } = dirent;
@@ -253,5 +277,9 @@ impl Tree for Datastore {
 
     fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
         self.audit_part(part, sink)
+    }
+
+    fn check(&self, sink: &mut dyn FnMut(Finding)) {
+        self.cross_check(sink);
     }
 }

@@ -5,17 +5,20 @@
 //! The order suffices, because the descriptors of all system files lie at fixed places.
 
 use super::address::{Address, FdAddress, Spot};
-use super::descriptor::{Descriptor, read_poisoned};
+use super::descriptor::{Descriptor, Origin, read_poisoned};
 use super::file::File;
 use super::header::Header;
+use super::heartbeat::Heartbeats;
+use super::journal;
 use super::lvm::Logical;
+use super::owner::{self, Owned};
 use super::resource::Resource;
 use crate::error::Error;
 use crate::layer::{Bytes, Layer, Place, Trust};
 use crate::memo::{Block, Memo};
 use crate::note::Finding;
 use crate::num::narrow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What every file of a volume needs.
 #[derive(Debug)]
@@ -38,6 +41,19 @@ impl Space {
     /// The descriptor at `at`, which must be that of `address`.
     pub fn descriptor(&self, at: u64, address: FdAddress) -> Result<Descriptor, Error> {
         Descriptor::load(&*self.lv, &self.header, at, address)
+    }
+
+    /// The same of another image of the volume.
+    #[must_use]
+    pub fn over(&self, lv: Bytes) -> Self {
+        Self {
+            lv,
+            logical: self.logical.clone(),
+            header: self.header.clone(),
+            tables: self.tables.share(),
+            clusters: self.clusters.share(),
+            folders: self.folders.share(),
+        }
     }
 
     /// Where `at` of the volume lies on its device.
@@ -103,17 +119,29 @@ pub struct Volume {
     pub sfb: Option<Resource>,
     /// `.jbc.sf` on VMFS6.
     pub jbc: Option<Resource>,
+    /// Which hosts had it.
+    pub heartbeats: Heartbeats,
+    owned: OnceLock<Owned>,
     /// What was seen on the way.
     pub findings: Vec<Finding>,
 }
 
 impl Volume {
-    /// Opens the volume of a logical volume. A resource file that can't be opened costs what needs it.
-    pub fn load(lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Result<Self, Error> {
-        Ok(Self::with(Header::load(&**lv)?, lv, logical, memo))
+    /// Opens the volume of a logical volume. A resource file that can't be opened costs what needs it. What the
+    /// journals of hosts that did not unmount have and was not written home is laid over the volume.
+    #[must_use]
+    pub fn replayed(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
+        let volume = Self::with(header.clone(), lv, logical.clone(), memo);
+        let replay = journal::replay(&volume);
+        let mut volume = match replay.over(lv) {
+            Some(over) => Self::with(header, &over, logical, memo),
+            None => volume,
+        };
+        volume.findings.extend(replay.findings);
+        volume
     }
 
-    /// Opens the volume of a logical volume that has this header.
+    /// Opens the volume of a logical volume that has this header, as it stands, whatever journals say.
     #[must_use]
     pub fn with(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
         let space = Arc::new(Space {
@@ -156,7 +184,9 @@ impl Volume {
                 }
             }
         }
-        Self { space, pools, fdc, fbb, sfb, jbc, findings }
+        let heartbeats = Heartbeats::load(&**lv, &space.header);
+        findings.extend(heartbeats.findings(&|at| space.physical(at)));
+        Self { space, pools, fdc, fbb, sfb, jbc, heartbeats, owned: OnceLock::new(), findings }
     }
 
     /// Where the descriptor of an address lies in the volume.
@@ -183,14 +213,34 @@ impl Volume {
         }
     }
 
-    /// The descriptor of an address.
+    /// The descriptor of an address. One that is in use and can't be read is made again out of what a journal or the
+    /// tables of owners have of it, if they do: [`Descriptor::origin`] tells.
     pub fn descriptor(&self, address: FdAddress) -> Result<Descriptor, Error> {
-        self.space.descriptor(self.locate(address)?, address)
+        let at = self.locate(address)?;
+        let error = match self.space.descriptor(at, address) {
+            Ok(found) => return Ok(found),
+            Err(error) => error,
+        };
+        // System files are needed to find what is left of others.
+        if self.space.header.fixed(address).is_some() || self.is_free(address) != Some(false) {
+            return Err(error);
+        }
+        owner::rebuild(self, at, address).ok_or(error)
+    }
+
+    /// What files own, and what journals have of them.
+    pub(super) fn owned(&self) -> &Owned {
+        self.owned.get_or_init(|| Owned::load(self))
     }
 
     /// The content of a descriptor.
     #[must_use]
     pub fn file(&self, descriptor: Descriptor) -> File {
+        if let Origin::Journal { journal, at } = descriptor.origin
+            && let Some(image) = self.owned().image(descriptor.address, journal, at)
+        {
+            return image.file(self);
+        }
         File::new(Arc::clone(&self.space), Arc::clone(&self.pools), descriptor)
     }
 

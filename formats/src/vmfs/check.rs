@@ -1,0 +1,399 @@
+//! Cross-checks: what each structure says, against what others say of the same.
+//!
+//! | two that must agree | how sure |
+//! | --- | --- |
+//! | the count of free resources in a cluster's header, and its bitmap | real images, all resource files |
+//! | the resources that files point to, and those that bitmaps have as used | real images |
+//! | the owner of a sub-block or pointer block, and the file that points to it (VMFS6) | real images |
+//! | the blocks of each file in a cluster by the table of owners, and by its pointers (VMFS6) | real images |
+//! | link count of a file, and the entries that name it; of a folder, two and one for each folder in it | real images |
+//! | the parent that a descriptor names, its owner, and the folder that lists it (VMFS6) | real images |
+//!
+//! Nothing points to the file blocks before `.fdc.sf`, which hold header and heartbeats, nor to journals of VMFS5.
+//! Blocks shared for copy on write are known from sources only; they are not taken for a contradiction.
+
+use super::address::{Address, FdAddress, Spot};
+use super::descriptor::{Descriptor, Origin};
+use super::directory::Folder;
+use super::heartbeat::Lock;
+use super::journal::{self, Standing};
+use super::owner;
+use super::resource::Resource;
+use super::tree::Datastore;
+use crate::error::Error;
+use crate::layer::Trust;
+use crate::note::Finding;
+use crate::num::{narrow, wide};
+use crate::tree::Kind;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+
+/// Contradictions of one kind that are told one by one.
+const TOLD: u64 = 64;
+
+/// Which resource file a resource is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Pool {
+    Sub,
+    Pointer,
+    Pointer2,
+}
+
+/// What files and folders say of themselves and of each other.
+#[derive(Default)]
+struct Picture {
+    /// Entries that name a descriptor, and the folder of the first.
+    named: BTreeMap<FdAddress, (u64, FdAddress)>,
+    /// Folders in a folder.
+    folders: BTreeMap<FdAddress, u64>,
+    /// Who uses a resource.
+    users: BTreeMap<(Pool, Spot), FdAddress>,
+    /// File blocks that a file has in a cluster.
+    blocks: BTreeMap<(u64, FdAddress), u64>,
+    /// Clusters in which large blocks lie: how those count is not known.
+    large: BTreeSet<u64>,
+    /// File blocks that somebody points to, a bit each.
+    used: Vec<u64>,
+    /// Descriptors in use that can't be read, or not whole: what only they have can't be told from what nobody has.
+    unknown: bool,
+}
+
+/// Tells findings; of many of one kind, how many there are.
+struct Teller<'a> {
+    sink: &'a mut dyn FnMut(Finding),
+    physical: &'a dyn Fn(u64) -> u64,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Teller<'_> {
+    fn tell(&mut self, code: &'static str, at: u64, trust: Trust, text: String) {
+        let count = self.counts.entry(code).or_default();
+        *count = count.saturating_add(1);
+        if *count <= TOLD {
+            let at = (self.physical)(at);
+            (self.sink)(Finding::new(code, at..at, trust, text));
+        }
+    }
+
+    fn wrong(&mut self, code: &'static str, at: u64, text: String) {
+        self.tell(code, at, Trust::Doubtful, text);
+    }
+
+    fn finish(self) {
+        for (code, count) in self.counts {
+            if let Some(more) = count.checked_sub(TOLD).filter(|more| *more > 0) {
+                (self.sink)(Finding::new(code, 0..0, Trust::Doubtful, format!("and {more} more of this kind")));
+            }
+        }
+    }
+}
+
+impl Datastore {
+    /// Compares everything with everything else, and tells of hosts, locks and journals.
+    pub(super) fn cross_check(&self, sink: &mut dyn FnMut(Finding)) {
+        let space = &self.volume.space;
+        let physical = |at| space.physical(at);
+        let mut teller = Teller { sink, physical: &physical, counts: BTreeMap::new() };
+        self.check_hosts(&mut teller);
+        let mut picture = Picture::default();
+        self.look_at_folders(&mut picture, &mut teller);
+        self.look_at_files(&mut picture, &mut teller);
+        self.check_resources(&picture, &mut teller);
+        self.check_blocks(&picture, &mut teller);
+        teller.finish();
+    }
+
+    fn check_hosts(&self, teller: &mut Teller<'_>) {
+        for beat in self.volume.heartbeats.in_use() {
+            teller.tell("VMFS-HOST", beat.at, Trust::Sound, format!("a host has the volume in use: {}", beat.about()));
+        }
+        for journal in journal::journals(&self.volume) {
+            let count = |standing| journal.records.iter().filter(|record| record.standing == standing).count();
+            let whose = journal.slot.map_or("without heartbeat".into(), |slot| format!("of slot {slot}"));
+            let text = format!(
+                "journal {whose}: {} records, {} newer than home, {} of which that can't be told",
+                journal.records.len(),
+                count(Standing::Newer),
+                count(Standing::Unsure)
+            );
+            // What those cost is told when the volume is opened.
+            teller.tell("VMFS-JOURNAL", journal.at, Trust::Sound, text);
+        }
+    }
+
+    /// All folders from the root.
+    fn look_at_folders(&self, picture: &mut Picture, teller: &mut Teller<'_>) {
+        let mut open = vec![FdAddress::ROOT];
+        let mut seen = BTreeSet::from([FdAddress::ROOT]);
+        while let Some(address) = open.pop() {
+            let Ok(folder) = Folder::open(&self.volume, address) else {
+                picture.unknown = true;
+                continue;
+            };
+            folder.list(0, &mut |entry| {
+                // What is wrong with a folder itself, the audit tells.
+                let Ok(entry) = entry else {
+                    picture.unknown = true;
+                    return ControlFlow::Continue(());
+                };
+                let (count, _) = picture.named.entry(entry.address).or_insert((0, address));
+                *count = count.saturating_add(1);
+                let Ok(fd) = self.volume.descriptor(entry.address) else { return ControlFlow::Continue(()) };
+                if fd.node_kind() == Kind::Dir {
+                    let inside = picture.folders.entry(address).or_default();
+                    *inside = inside.saturating_add(1);
+                    if seen.insert(entry.address) {
+                        open.push(entry.address);
+                    } else {
+                        let text = format!("the folder {} is listed again, by {address}", entry.address);
+                        teller.wrong("VMFS-DIR-LOOP", fd.at, text);
+                    }
+                }
+                ControlFlow::Continue(())
+            });
+        }
+    }
+
+    /// All descriptors in use.
+    fn look_at_files(&self, picture: &mut Picture, teller: &mut Teller<'_>) {
+        let Some(fdc) = &self.volume.fdc else {
+            picture.unknown = true;
+            return;
+        };
+        if let Some(blocks) = self.volume.blocks() {
+            let total = blocks.total.min(self.volume.lv().len() >> self.volume.space.header.file_shift.min(63));
+            picture.used = vec![0; narrow(total.div_ceil(64))];
+        }
+        // An address has 16 bits for the cluster.
+        for cluster in 0..fdc.clusters().min(1 << 16) {
+            let state = match fdc.cluster(&self.volume.space, cluster) {
+                Ok(state) => state,
+                Err(Error::NotFound) => continue,
+                Err(_) => {
+                    picture.unknown = true;
+                    continue;
+                }
+            };
+            for (resource, _) in (0..).zip(&state.free).filter(|(_, free)| !**free) {
+                let Some(address) = FdAddress::new(Spot { cluster, resource }) else { continue };
+                match self.volume.descriptor(address) {
+                    Ok(fd) if fd.links > 0 => self.look_at_file(&fd, picture, teller),
+                    // The audit tells what is wrong with it.
+                    Ok(_) | Err(_) => picture.unknown = true,
+                }
+            }
+        }
+    }
+
+    fn look_at_file(&self, fd: &Descriptor, picture: &mut Picture, teller: &mut Teller<'_>) {
+        let space = &self.volume.space;
+        let address = fd.address;
+        if let Some(lock) = Lock::load(self.volume.lv(), fd.at).filter(|lock| lock.mode != 0) {
+            let text = format!("{address} is locked, in mode {}, by host {}", lock.mode, super::uuid(lock.owner));
+            teller.tell("VMFS-LOCK", fd.at, Trust::Sound, text);
+        }
+        picture.unknown |= fd.origin == Origin::Owners;
+        self.check_links(fd, picture, teller);
+        let per_cluster = self.volume.blocks().map_or(1, |blocks| blocks.per_cluster).max(1);
+        let last = space.lv.len() >> space.header.file_shift.min(63);
+        let mut wrong: BTreeMap<&'static str, (u64, String)> = BTreeMap::new();
+        let mut note = |code, text: String| {
+            let (count, _) = wrong.entry(code).or_insert((0, text));
+            *count = count.saturating_add(1);
+        };
+        let file = self.volume.file(fd.clone());
+        let survey = file.pointers(&mut |_| {}, &mut |_, pointer| {
+            let (pool, spot) = match pointer {
+                Address::File(block) if block.number < last => {
+                    let cluster = block.number.checked_div(per_cluster).unwrap_or(0);
+                    let count = picture.blocks.entry((cluster, address)).or_default();
+                    *count = count.saturating_add(1);
+                    let bit = 1_u64.unbounded_shl(u32::try_from(block.number & 63).unwrap_or(64));
+                    if let Some(word) = picture.used.get_mut(narrow(block.number >> 6)) {
+                        if *word & bit != 0 && !block.cow {
+                            note("VMFS-BLOCK-SHARED", format!("block {} is pointed to more than once", block.number));
+                        }
+                        *word |= bit;
+                    }
+                    return;
+                }
+                Address::Large(block) => return drop(picture.large.insert(block.number)),
+                Address::Sub(spot) => (Pool::Sub, spot),
+                Address::Pointer(spot) => (Pool::Pointer, spot),
+                Address::Pointer2(spot) => (Pool::Pointer2, spot),
+                Address::File(_) | Address::Bad | Address::Hole => {
+                    return note("VMFS-POINTER-RANGE", format!("{pointer:?} is nothing that the volume has"));
+                }
+            };
+            if let Some(other) = picture.users.insert((pool, spot), address) {
+                note("VMFS-RESOURCE-SHARED", format!("{pool:?} {spot:?} is used by {other} too"));
+            }
+        });
+        picture.unknown |= survey.unknown;
+        for (code, (count, text)) in wrong {
+            teller.wrong(code, fd.at, format!("{address}: {text}, the first of {count}"));
+        }
+    }
+
+    fn check_links(&self, fd: &Descriptor, picture: &Picture, teller: &mut Teller<'_>) {
+        let address = fd.address;
+        let is_folder = fd.node_kind() == Kind::Dir;
+        let named = picture.named.get(&address);
+        let links = if is_folder {
+            picture.folders.get(&address).copied().unwrap_or(0).saturating_add(2)
+        } else {
+            named.map_or(0, |(count, _)| *count)
+        };
+        // What no folder lists, the audit tells; what is put together again has no count of its own.
+        let is_listed = named.is_some() || address == FdAddress::ROOT;
+        if is_listed && u64::from(fd.links) != links && fd.origin != Origin::Owners {
+            let text = format!("{address} counts {} links, folders give it {links}", fd.links);
+            teller.wrong("VMFS-FD-LINKS", fd.at, text);
+        }
+        let Some((_, folder)) = named else { return };
+        if fd.parent.is_some_and(|parent| parent != *folder) {
+            let parent = fd.parent.unwrap_or(FdAddress::ROOT);
+            teller.wrong("VMFS-FD-PARENT", fd.at, format!("{address} says that it is in {parent}, and is in {folder}"));
+        }
+        let owner = self.volume.fdc.as_ref().and_then(|fdc| owner::of(&self.volume.space, fdc, address.spot()));
+        if let Some(owner) = owner.filter(|owner| owner != folder) {
+            teller.wrong("VMFS-OWNER", fd.at, format!("{address} is in {folder}, the table of owners says {owner}"));
+        }
+    }
+
+    fn check_resources(&self, picture: &Picture, teller: &mut Teller<'_>) {
+        let pools = &self.volume.pools;
+        let all = [
+            (".sbc.sf", pools.sbc.as_ref(), Some(Pool::Sub)),
+            (".pbc.sf", pools.pbc.as_ref(), Some(Pool::Pointer)),
+            (".pb2.sf", pools.pb2.as_ref(), Some(Pool::Pointer2)),
+            (".jbc.sf", self.volume.jbc.as_ref(), None),
+        ];
+        for (name, resource, pool) in all {
+            let Some(resource) = resource else { continue };
+            for cluster in 0..resource.clusters() {
+                self.check_cluster(name, resource, cluster, pool, picture, teller);
+            }
+        }
+    }
+
+    fn check_cluster(
+        &self,
+        name: &str,
+        resource: &Resource,
+        cluster: u64,
+        pool: Option<Pool>,
+        picture: &Picture,
+        teller: &mut Teller<'_>,
+    ) {
+        let state = match resource.cluster(&self.volume.space, cluster) {
+            Ok(state) => state,
+            Err(Error::NotFound) => return,
+            Err(error) => {
+                let at = resource.header(cluster).and_then(|at| resource.position(at)).unwrap_or_default();
+                return teller.wrong("VMFS-CLUSTER", at, format!("cluster {cluster} of {name}: {error}"));
+            }
+        };
+        let free = wide(state.free.iter().filter(|free| **free).count());
+        if free != state.free_count {
+            let text =
+                format!("cluster {cluster} of {name} counts {} free resources, its bitmap {free}", state.free_count);
+            teller.wrong("VMFS-BITMAP-COUNT", state.at, text);
+        }
+        let Some(pool) = pool else { return };
+        for (resource_number, free) in (0..).zip(&state.free) {
+            let spot = Spot { cluster, resource: resource_number };
+            let user = picture.users.get(&(pool, spot));
+            let what = || format!("resource {resource_number} of cluster {cluster} of {name}");
+            match (user, free) {
+                (Some(user), true) => {
+                    teller.wrong(
+                        "VMFS-RESOURCE-FREE",
+                        state.at,
+                        format!("{} is used by {user}, its bitmap has it as free", what()),
+                    );
+                }
+                (None, false) if !picture.unknown => {
+                    teller.wrong(
+                        "VMFS-RESOURCE-UNUSED",
+                        state.at,
+                        format!("{} is in use, and no file points to it", what()),
+                    );
+                }
+                _ => {}
+            }
+            if !resource.owned {
+                continue;
+            }
+            let owner = owner::of(&self.volume.space, resource, spot);
+            if user.is_some() && owner != user.copied() || owner.is_some() && *free {
+                let show = |who: Option<&FdAddress>| who.map_or("nobody".into(), ToString::to_string);
+                let text =
+                    format!("{} is used by {}, its table of owners says {}", what(), show(user), show(owner.as_ref()));
+                teller.wrong("VMFS-OWNER", state.at, text);
+            }
+        }
+    }
+
+    /// Bitmaps and owners of file blocks.
+    fn check_blocks(&self, picture: &Picture, teller: &mut Teller<'_>) {
+        let Some(blocks) = self.volume.blocks() else { return };
+        let space = &self.volume.space;
+        let shift = space.header.file_shift.min(63);
+        let mut nobodys: BTreeSet<u64> = (0..space.header.fdc_at() >> shift).collect();
+        nobodys.extend(self.volume.heartbeats.in_use().map(|beat| beat.journal_at >> shift));
+        for cluster in 0..blocks.clusters() {
+            // The audit tells of clusters that can't be had.
+            let Ok(state) = blocks.cluster(space, cluster) else { continue };
+            let free = wide(state.free.iter().filter(|free| **free).count());
+            if free != state.free_count {
+                let text =
+                    format!("cluster {cluster} of file blocks counts {} free, its bitmap {free}", state.free_count);
+                teller.wrong("VMFS-BITMAP-COUNT", state.at, text);
+            }
+            if picture.large.contains(&cluster) {
+                continue;
+            }
+            let start = cluster.saturating_mul(blocks.per_cluster);
+            let mut unused: Option<(u64, u64)> = None;
+            for (number, _) in (start..).zip(&state.free).filter(|(_, free)| !**free) {
+                let word = picture.used.get(narrow(number >> 6)).copied().unwrap_or(0);
+                if word >> (number & 63) & 1 == 0 && !nobodys.contains(&number) && !picture.unknown {
+                    let (_, count) = unused.get_or_insert((number, 0));
+                    *count = count.saturating_add(1);
+                }
+            }
+            if let Some((first, count)) = unused {
+                let text = format!(
+                    "{count} blocks of cluster {cluster} are in use, and no file points to them, the first is {first}"
+                );
+                teller.wrong("VMFS-BLOCK-UNUSED", state.at, text);
+            }
+            let Some(owners) = owner::blocks(space, blocks, cluster) else { continue };
+            let used = wide(state.free.len()).saturating_sub(free);
+            let sum = owners.iter().fold(0_u64, |sum, (_, count)| sum.saturating_add(*count));
+            if sum != used {
+                let text =
+                    format!("the owners of cluster {cluster} have {sum} file blocks, its bitmap has {used} as used");
+                teller.wrong("VMFS-OWNER-SUM", state.at, text);
+            }
+            let have = |owner| picture.blocks.get(&(cluster, owner)).copied().unwrap_or(0);
+            for (owner, count) in &owners {
+                if have(*owner) != *count {
+                    let text = format!(
+                        "{owner} has {count} blocks of cluster {cluster} by the table of owners, {} by its pointers",
+                        have(*owner)
+                    );
+                    teller.wrong("VMFS-OWNER", state.at, text);
+                }
+            }
+            for ((_, owner), count) in picture.blocks.range((cluster, FdAddress(0))..=(cluster, FdAddress(u32::MAX))) {
+                if owners.iter().all(|(known, _)| known != owner) {
+                    let text =
+                        format!("{owner} has {count} blocks of cluster {cluster}, and is not in its table of owners");
+                    teller.wrong("VMFS-OWNER", state.at, text);
+                }
+            }
+        }
+    }
+}
