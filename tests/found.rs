@@ -75,7 +75,8 @@ fn a_datastore_of_another_version_is_found_under_the_new_one() {
         let folder = tempfile::tempdir().unwrap();
         let image = sample(folder.path(), name);
         let found = found(&image);
-        let flat = found.keys().find(|path| path.ends_with("/test/test-flat.vmdk")).unwrap_or_else(|| panic!("{found:?}"));
+        let flat =
+            found.keys().find(|path| path.ends_with("/test/test-flat.vmdk")).unwrap_or_else(|| panic!("{found:?}"));
         let (row, disk) = (&found[flat], flat.replace("-flat.vmdk", ".raw"));
         assert_eq!((&row["state"], &row["size"]), (&"reformatted".into(), &(100_u64 << 30).into()), "{name}");
         assert_eq!(row["map"]["lost"], 0, "{name}: {row}");

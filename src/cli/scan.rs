@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use vdrecover_formats::link::Value as Said;
-use vdrecover_formats::{Content, Entry, Kind, Node, NodeId, State, Tree, Trust};
+use vdrecover_formats::num::narrow;
+use vdrecover_formats::{Content, Entry, Kind, Layer, Node, NodeId, Place, State, Tree, Trust, read, walk};
 
 /// Arguments of `scan`.
 #[derive(Debug, Args)]
@@ -39,7 +40,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     scan.stores(&audit)?;
     scan.machines()?;
     scan.loose()?;
-    scan.lost_and_found()?;
+    scan.lost_and_found(global.deep)?;
     scan.findings(&audit)?;
     scan.next(command, global)?;
     Ok(scan.worst)
@@ -51,6 +52,7 @@ struct Class<'a> {
     count: usize,
     len: u64,
     good: u64,
+    zeros: u64,
     best: Option<Trust>,
     shown: Vec<&'a [u8]>,
 }
@@ -239,29 +241,32 @@ impl Scan<'_> {
         found
     }
 
-    fn lost_and_found(&mut self) -> Result<()> {
+    fn lost_and_found(&mut self, deep: bool) -> Result<()> {
         let nodes = self.case.lost().nodes();
         if nodes.is_empty() {
             return Ok(());
         }
         // Maps of many TiB are read here: on all cores, told in order.
-        let health: Vec<(Node, Health)> = nodes
+        let health: Vec<(Node, Health, Option<u64>)> = nodes
             .par_iter()
             .map(|node| {
                 let entry = &node.find.entry;
                 let facts = Node { trust: Trust::Doubtful, ..Node::plain(entry.kind, node.len, 0) };
                 let facts = self.case.node(entry.id).unwrap_or(facts);
                 let health = super::ls::content_health(self.case, entry, &facts);
-                (facts, health)
+                // Whether blocks read zero is only known of what was read.
+                let bytes = (deep && entry.kind == Kind::File).then(|| self.case.open(entry.id).ok()).flatten();
+                (facts, health, bytes.map(|bytes| zeros(&*bytes)))
             })
             .collect();
         let mut classes: BTreeMap<State, Class<'_>> = BTreeMap::new();
-        for (node, (facts, health)) in nodes.iter().zip(&health) {
+        for (node, (facts, health, zeros)) in nodes.iter().zip(&health) {
             let Entry { id, kind, state, .. } = node.find.entry;
             let class = classes.entry(state).or_default();
             class.count += 1;
             class.len = class.len.saturating_add(node.len);
             class.good = class.good.saturating_add(health.data);
+            class.zeros = class.zeros.saturating_add(zeros.unwrap_or(0));
             class.best = Some(class.best.map_or(health.trust, |best| best.min(health.trust)));
             if class.shown.len() < SHOWN {
                 class.shown.push(&node.path);
@@ -270,7 +275,7 @@ impl Scan<'_> {
                 "store": printable(&self.case.stores[node.store].name), "path": String::from_utf8_lossy(&node.path),
                 "class": state.word(), "type": kind.word(), "size": node.len, "named_by": node.find.named.word(),
                 "why": node.find.why, "trust": health.trust.word(), "map": health.sums(),
-                "mtime": facts.modified.and_then(report::time), "node": id.0 % NodeId::LIMIT,
+                "mtime": facts.modified.and_then(report::time), "node": id.0 % NodeId::LIMIT, "reads_zero": zeros,
             });
             if std::str::from_utf8(&node.path).is_err() {
                 record["path_b64"] = base64::engine::general_purpose::STANDARD.encode(&node.path).into();
@@ -302,6 +307,10 @@ impl Scan<'_> {
                 class.best.unwrap_or_default().word(),
                 names.join(", ")
             ))?;
+            if class.zeros > 0 {
+                let zeros = report::size(class.zeros);
+                self.out.line(format_args!("        {zeros} of it reads zero: unmapped or never written"))?;
+            }
         }
         Ok(())
     }
@@ -356,6 +365,9 @@ impl Scan<'_> {
         next.push(format!("vdrecover mount{images} /mnt{options}"));
         if !self.case.lost().nodes().is_empty() {
             next.push(format!("vdrecover recover{images}{options} --what found -o DIR"));
+            if !global.deep {
+                next.push(format!("vdrecover scan{images}{options} --deep"));
+            }
         }
         next.push(format!("vdrecover recover{images}{options} -o DIR"));
         self.out.record("next", json!({"commands": next}))?;
@@ -366,6 +378,24 @@ impl Scan<'_> {
         }
         Ok(())
     }
+}
+
+/// Bytes of data that read as zeros, in pieces of a file block.
+fn zeros(layer: &dyn Layer) -> u64 {
+    const PIECE: u64 = 1 << 20;
+    let data = walk(layer, 0..layer.len()).take(health::LISTING);
+    let data = data.filter(|run| matches!(run.place, Place::Own | Place::Below { .. } | Place::Coded(_)));
+    let mut buf = vec![0; narrow(PIECE)];
+    let mut zeros: u64 = 0;
+    for run in data {
+        for at in (run.at..run.at.saturating_add(run.len)).step_by(narrow(PIECE)) {
+            let len = PIECE.min(run.at.saturating_add(run.len) - at);
+            let piece = &mut buf[..narrow(len)];
+            let whole = read(layer, at, piece).is_whole();
+            zeros = zeros.saturating_add(if whole && piece.iter().all(|byte| *byte == 0) { len } else { 0 });
+        }
+    }
+    zeros
 }
 
 /// What a machine's or a disk's owner wants to know first.

@@ -217,7 +217,10 @@ impl Datastore {
                     }
                     return;
                 }
-                Address::Large(block) => return drop(picture.large.insert(block.number)),
+                Address::Large(block) => {
+                    picture.large.insert(block.number);
+                    return;
+                }
                 Address::Sub(spot) => (Pool::Sub, spot),
                 Address::Pointer(spot) => (Pool::Pointer, spot),
                 Address::Pointer2(spot) => (Pool::Pointer2, spot),

@@ -105,8 +105,7 @@ impl Dead {
             (name, Named::Place)
         });
         let place = if self.state == State::Journal { "in a journal" } else { "still there" };
-        let mut why = format!("its descriptor {} is {place}, ", self.address);
-        why += match (self.state, self.used) {
+        let standing = match (self.state, self.used) {
             (State::Journal, _) => "and on the volume without what it led to, or no more",
             (State::Deleted, _) => "with link count 0",
             (State::Reformatted, _) => "older than the volume",
@@ -114,19 +113,20 @@ impl Dead {
             (_, Some(true)) => "in use, but no folder lists it",
             (_, None) => "and nothing says whether it is in use",
         };
+        let mut parts = vec![format!("its descriptor {} is {place}, {standing}", self.address)];
         if store.rivals().contains(&id) {
-            why += "; a file that was changed later and is dead too claims blocks of it";
+            parts.push("a file that was changed later and is dead too claims blocks of it".into());
         }
-        if let Some(about) = store.former_of(id) {
-            why += &format!("; of {about}");
-        }
-        let (names, count) = &self.reused;
+        parts.extend(store.former_of(id).map(|about| format!("of {about}")));
+        let (reused, count) = &self.reused;
         if *count > 0 {
-            let names: Vec<String> = names.iter().map(|name| name.escape_ascii().to_string()).collect();
-            let more = count.saturating_sub(names.len());
+            let shown: Vec<String> = reused.iter().map(|name| name.escape_ascii().to_string()).collect();
+            let more = count.saturating_sub(shown.len());
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            why += &format!("; the descriptors of {}{more} that it lists are gone or others' by now", names.join(", "));
+            let shown = shown.join(", ");
+            parts.push(format!("the descriptors of {shown}{more} that it lists are gone or others' by now"));
         }
+        let why = parts.join("; ");
         let entry = Entry { name, id, kind: self.kind, state: self.state, next: 0 };
         Find { entry, parent: self.parent, named, why }
     }

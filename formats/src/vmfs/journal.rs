@@ -819,7 +819,7 @@ fn each(volume: &Volume, take: &mut dyn FnMut(&Journal, &Record, &[u8])) {
                 let bytes = data.get(start..start.saturating_add(narrow(piece.len))).unwrap_or_default();
                 match &mut open {
                     Some((target, have)) if target.saturating_add(wide(have.len())) == piece.target => {
-                        have.extend(bytes)
+                        have.extend(bytes);
                     }
                     _ => give(open.replace((piece.target, bytes.to_vec()))),
                 }

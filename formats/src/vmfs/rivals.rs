@@ -60,7 +60,9 @@ pub(super) fn look(store: &Datastore) -> BTreeSet<NodeId> {
         if own.iter().any(|range| taken.has(range)) {
             rivals.insert(id);
         }
-        own.into_iter().for_each(|range| taken.add(range));
+        for range in own {
+            taken.add(range);
+        }
     }
     rivals
 }

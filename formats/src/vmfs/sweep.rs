@@ -131,7 +131,7 @@ pub(super) fn build(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<Opened
             _ => continue,
         };
         let found = starts.entry(start).or_insert(Start { at: clue.at, ..Start::default() });
-        found.records = found.records.saturating_add(clue.len / wide(STEP));
+        found.records = found.records.saturating_add(clue.len.checked_div(wide(STEP)).unwrap_or(0));
         found.strong |= clue.kind != RECORDS;
     }
     starts.retain(|start, found| !known.contains(start) && (found.strong || found.records >= WORTH));
