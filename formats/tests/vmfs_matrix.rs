@@ -386,7 +386,10 @@ fn a_missing_extent_costs_what_lay_on_it() {
 /// Metadata of each alignment and blocks of each size are read alike.
 #[test]
 fn other_geometries_are_read_alike() {
-    for name in ["vmfs6-md8k", "vmfs6-md16k", "vmfs6-md64k", "vmfs6-4kn", "vmfs5-2m", "vmfs5-4m"] {
+    for name in ["vmfs6-md8k", "vmfs6-md16k", "vmfs6-md64k", "vmfs6-4kn", "vmfs5-2m", "vmfs5-4m"]
+        .into_iter()
+        .chain(["vmfs3-1m", "vmfs3-2m", "vmfs3-4m", "vmfs3-8m"])
+    {
         let store = samples::SAMPLES.iter().find(|sample| sample.name == name).unwrap().build();
         let files = store.expected();
         let tree = open(&store.finish().into_iter().map(|device| Some(disk(device))).collect::<Vec<_>>());

@@ -132,14 +132,14 @@ fn collect(case: &Case) -> Vec<FoundNode> {
 /// Gives every node its place in the tree.
 fn place(case: &Case, nodes: Vec<FoundNode>, found: &mut Found) {
     let several = nodes.iter().any(|node| node.store != nodes[0].store);
-    let mut clashes: HashMap<(Option<usize>, usize, State, Vec<u8>), usize> = HashMap::new();
+    let mut namesakes: HashMap<(Option<usize>, usize, State, Vec<u8>), usize> = HashMap::new();
     let key = |node: &FoundNode| {
         // In a folder the class does not keep names apart.
         let state = if node.folder.is_some() { State::Live } else { node.find.entry.state };
         (node.folder, node.store, state, node.find.entry.name.clone())
     };
     for node in &nodes {
-        *clashes.entry(key(node)).or_default() += 1;
+        *namesakes.entry(key(node)).or_default() += 1;
     }
     let mut tops: BTreeMap<(usize, usize), (NodeId, Vec<u8>)> = BTreeMap::new();
     // The classes in their order, whichever comes first.
@@ -148,26 +148,24 @@ fn place(case: &Case, nodes: Vec<FoundNode>, found: &mut Found) {
     let mut dirs: HashMap<usize, NodeId> = HashMap::new();
     let plain = || Node::plain(Kind::Dir, 0, 0o555);
     for (at, mut node) in nodes.into_iter().enumerate() {
-        let (dir, above) = match node.folder.and_then(|folder| Some((*dirs.get(&folder)?, found.nodes.get(folder)?))) {
-            Some((dir, folder)) => (dir, folder.path.clone()),
-            None => {
-                let class = class(&node);
-                let names = &mut found.names;
-                let word = CLASSES[class].word().as_bytes();
-                let top = tops.entry((class, node.store)).or_insert_with(|| {
-                    let dir = *classes.entry(class).or_insert_with(|| names.dir_as(ROOT, word, plain(), State::Live).0);
-                    let path = [b"found/", word].concat();
-                    if !several {
-                        return (dir, path);
-                    }
-                    let (dir, name) = names.dir_as(dir, &case.stores[node.store].name, plain(), State::Live);
-                    (dir, [&path[..], b"/", &name].concat())
-                });
-                top.clone()
-            }
-        };
+        let inside = node.folder.and_then(|folder| Some((*dirs.get(&folder)?, found.nodes.get(folder)?.path.clone())));
+        let (dir, above) = inside.unwrap_or_else(|| {
+            let class = class(&node);
+            let names = &mut found.names;
+            let word = CLASSES[class].word().as_bytes();
+            let top = tops.entry((class, node.store)).or_insert_with(|| {
+                let dir = classes.entry(class).or_insert_with(|| names.dir_as(ROOT, word, plain(), State::Live).0);
+                let path = [b"found/", word].concat();
+                if !several {
+                    return (*dir, path);
+                }
+                let (dir, name) = names.dir_as(*dir, &case.stores[node.store].name, plain(), State::Live);
+                (dir, [&path[..], b"/", &name].concat())
+            });
+            top.clone()
+        });
         let mut name = node.find.entry.name.clone();
-        if clashes.get(&key(&node)).is_some_and(|count| *count > 1) {
+        if namesakes.get(&key(&node)).is_some_and(|count| *count > 1) {
             name = apart(&name, super::inner(node.find.entry.id));
         }
         let Entry { id, kind, state, .. } = node.find.entry;

@@ -164,13 +164,22 @@ impl Datastore {
             let total = blocks.total.min(self.volume.lv().len() >> self.volume.space.header.file_shift.min(63));
             picture.used = vec![0; narrow(total.div_ceil(64))];
         }
+        let named_in: BTreeSet<u64> = picture.named.keys().map(|address| address.spot().cluster).collect();
         // An address has 16 bits for the cluster.
         for cluster in 0..fdc.clusters().min(1 << 16) {
             let state = match fdc.cluster(&self.volume.space, cluster) {
                 Ok(state) => state,
-                Err(Error::NotFound) => continue,
-                Err(_) => {
-                    picture.unknown = true;
+                Err(error) => {
+                    let first = FdAddress::new(Spot { cluster, resource: 0 });
+                    let named = cluster == 0 || named_in.contains(&cluster);
+                    if named && error == Error::NotFound {
+                        let at = first.and_then(|first| self.volume.locate(first).ok()).unwrap_or_default();
+                        let text =
+                            format!("cluster {cluster} of .fdc.sf was never made, and folders list descriptors of it");
+                        teller.wrong("VMFS-CLUSTER", at, text);
+                    }
+                    // The audit tells of one that can't be had.
+                    picture.unknown |= named || error != Error::NotFound;
                     continue;
                 }
             };
@@ -291,8 +300,14 @@ impl Datastore {
     ) {
         let state = match resource.cluster(&self.volume.space, cluster) {
             Ok(state) => state,
-            Err(Error::NotFound) => return,
             Err(error) => {
+                let used = |pool| {
+                    let [first, last] = [0, u64::MAX].map(|resource| (pool, Spot { cluster, resource }));
+                    picture.users.range(first..=last).next().is_some()
+                };
+                if error == Error::NotFound && !pool.is_some_and(used) {
+                    return;
+                }
                 let at = resource.header(cluster).and_then(|at| resource.position(at)).unwrap_or_default();
                 return teller.wrong("VMFS-CLUSTER", at, format!("cluster {cluster} of {name}: {error}"));
             }
@@ -347,7 +362,20 @@ impl Datastore {
         nobodys.extend(self.volume.heartbeats.in_use().map(|beat| beat.journal_at >> shift));
         for cluster in 0..blocks.clusters() {
             // The audit tells of clusters that can't be had.
-            let Ok(state) = blocks.cluster(space, cluster) else { continue };
+            let state = match blocks.cluster(space, cluster) {
+                Ok(state) => state,
+                Err(error) => {
+                    let mut users = picture.blocks.range((cluster, FdAddress(0))..=(cluster, FdAddress(u32::MAX)));
+                    if let Some(((_, user), count)) = users.next().filter(|_| error == Error::NotFound) {
+                        let at = blocks.header(cluster).and_then(|at| blocks.position(at)).unwrap_or_default();
+                        let text = format!(
+                            "cluster {cluster} of file blocks was never made, and {user} has {count} blocks of it"
+                        );
+                        teller.wrong("VMFS-CLUSTER", at, text);
+                    }
+                    continue;
+                }
+            };
             let free = wide(state.free.iter().filter(|free| **free).count());
             if free != state.free_count {
                 let text =

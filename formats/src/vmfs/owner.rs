@@ -63,12 +63,16 @@ pub fn blocks(space: &Space, resource: &Resource, cluster: u64) -> Option<Vec<(F
 pub(super) struct Owned {
     subs: BTreeMap<FdAddress, Vec<Spot>>,
     blocks: BTreeMap<FdAddress, u64>,
-    images: Vec<journal::Image>,
+    /// The last image of each that a journal has.
+    images: BTreeMap<FdAddress, journal::Image>,
 }
 
 impl Owned {
     pub(super) fn load(volume: &Volume) -> Self {
-        let mut owned = Self { images: journal::images(volume), ..Self::default() };
+        let mut owned = Self::default();
+        for image in journal::images(volume) {
+            owned.images.insert(image.descriptor.address, image);
+        }
         if let Some(sbc) = volume.pools.sbc.as_ref().filter(|sbc| sbc.owned) {
             for cluster in 0..sbc.clusters().min(CLUSTERS) {
                 for resource in 0..sbc.per_cluster {
@@ -92,8 +96,7 @@ impl Owned {
 
     /// The image of a descriptor that a journal has at a place.
     pub(super) fn image(&self, address: FdAddress, journal: u64, at: u64) -> Option<&journal::Image> {
-        let mut images = self.images.iter();
-        images.find(|image| image.descriptor.address == address && image.journal == journal && image.at == at)
+        self.images.get(&address).filter(|image| image.journal == journal && image.at == at)
     }
 
     /// How many small file blocks a file has by the tables.
@@ -106,11 +109,10 @@ impl Owned {
 /// of the sub-blocks that it owns. `None` if nothing is left of it.
 pub(super) fn rebuild(volume: &Volume, at: u64, address: FdAddress) -> Option<Descriptor> {
     let owned = volume.owned();
-    let image =
-        owned.images.iter().rev().find(|image| image.descriptor.address == address && image.descriptor.at == at);
+    let image = owned.images.get(&address).filter(|image| image.descriptor.at == at);
     if let Some(image) = image.filter(|image| image.descriptor.links > 0) {
         let origin = Origin::Journal { journal: image.journal, at: image.at };
-        return Some(Descriptor { origin, trust: Trust::Inferred, ..image.descriptor.clone() });
+        return Some(Descriptor { origin, ..image.descriptor.clone() });
     }
     let parts = owned.subs.get(&address).filter(|parts| parts.len() <= PARTS)?;
     let sbc = volume.pools.sbc.as_ref()?;

@@ -5,6 +5,7 @@ use super::descriptor::{Descriptor, RawLock, RawMetadata, Shape, Type};
 use super::file::File;
 use super::hash::{SLOTS, hash, slot};
 use super::header::{self, Header, RawHeader};
+use super::heartbeat::{RawHeartbeat, RawLockSector};
 use super::lvm::{self, Device, Logical, RawDevice, RawExtension, RawExtent, VolumeEntry};
 use super::resource::RawResource;
 use super::volume::{Pools, Space};
@@ -35,6 +36,8 @@ fn records_have_their_sizes() {
     pins::<RawLock>(12);
     pins::<RawMetadata>(0x8A);
     pins::<RawResource>(0x44);
+    pins::<RawHeartbeat>(0x6C);
+    pins::<RawLockSector>(0x40);
 }
 
 #[test]
@@ -238,6 +241,7 @@ fn file(six: bool, levels: u32, len: u64, pointers: &[(usize, u64)]) -> File {
         pointers_at: 0x4000_1600,
         content_at: 0x4000_1200,
         content_len: 3584,
+        origin: super::descriptor::Origin::Disk,
         trust: Trust::Sound,
     };
     File::new(Arc::new(space), Arc::new(Pools::default()), descriptor)

@@ -1,17 +1,19 @@
-//! MBR and GPT partition tables (UEFI specification 2.10, section 5), 512-byte sectors.
+//! MBR and GPT partition tables (UEFI specification 2.10, section 5).
 
 use crate::Device;
 
 const SECTOR: u64 = 512;
 const ENTRIES: u64 = 128;
 const ENTRY: u64 = 128;
-/// Sectors taken by the entry array.
-const TABLE: u64 = ENTRIES * ENTRY / SECTOR;
 
 /// Partition type of a VMFS datastore: AA31E02A-400F-11DB-9590-000C2911D1B8, in on-disk byte order.
 pub const TYPE_VMFS: Guid = Guid(*b"\x2A\xE0\x31\xAA\x0F\x40\xDB\x11\x95\x90\x00\x0C\x29\x11\xD1\xB8");
 /// Partition type of Linux data: 0FC63DAF-8483-4772-8E79-3D69D8477DE4, in on-disk byte order.
 pub const TYPE_LINUX: Guid = Guid(*b"\xAF\x3D\xC6\x0F\x83\x84\x72\x47\x8E\x79\x3D\x69\xD8\x47\x7D\xE4");
+/// Partition type of Windows data: EBD0A0A2-B9E5-4433-87C0-68B6B72699C7, in on-disk byte order.
+pub const TYPE_BASIC: Guid = Guid(*b"\xA2\xA0\xD0\xEB\xE5\xB9\x33\x44\x87\xC0\x68\xB6\xB7\x26\x99\xC7");
+/// Partition type of an EFI system: C12A7328-F81F-11D2-BA4B-00A0C93EC93B, in on-disk byte order.
+pub const TYPE_ESP: Guid = Guid(*b"\x28\x73\x2A\xC1\x1F\xF8\xD2\x11\xBA\x4B\x00\xA0\xC9\x3E\xC9\x3B");
 /// MBR partition type of a VMFS datastore.
 pub const MBR_VMFS: u8 = 0xFB;
 /// MBR partition type of Linux data.
@@ -52,12 +54,22 @@ pub struct Partition<'a> {
 
 /// Writes a protective MBR and both copies of the GPT; `disk` is the disk's identity.
 pub fn write_gpt(device: &mut Device, disk: Guid, partitions: &[Partition<'_>]) {
-    let sectors = device.len() / SECTOR;
-    assert!(sectors > 2 * TABLE + 3, "a disk of {sectors} sectors has no room for a GPT");
+    write_gpt_of(device, SECTOR, disk, partitions);
+}
+
+/// As [`write_gpt`], on a disk with sectors of `sector` bytes, 512 or 4096.
+pub fn write_gpt_of(device: &mut Device, sector: u64, disk: Guid, partitions: &[Partition<'_>]) {
+    let sectors = device.len() / sector;
+    let table_len = ENTRIES * ENTRY / sector;
+    assert!(sectors > 2 * table_len + 3, "a disk of {sectors} sectors has no room for a GPT");
     let mut table = vec![0; (ENTRIES * ENTRY) as usize];
     for (n, partition) in partitions.iter().enumerate() {
-        let (first, last) = (partition.start / SECTOR, (partition.start + partition.len) / SECTOR - 1);
-        assert!(first > TABLE + 1 && last < sectors - TABLE - 1, "partition {} meets the GPT itself", partition.name);
+        let (first, last) = (partition.start / sector, (partition.start + partition.len) / sector - 1);
+        assert!(
+            first > table_len + 1 && last < sectors - table_len - 1,
+            "partition {} meets the GPT itself",
+            partition.name
+        );
         let entry = &mut table[n * ENTRY as usize..][..ENTRY as usize];
         entry[..16].copy_from_slice(&partition.kind.0);
         entry[16..32].copy_from_slice(&Guid::seeded(first ^ u64::from(disk.0[0])).0);
@@ -79,8 +91,8 @@ pub fn write_gpt(device: &mut Device, disk: Guid, partitions: &[Partition<'_>]) 
         h[12..16].copy_from_slice(&92u32.to_le_bytes());
         h[24..32].copy_from_slice(&own.to_le_bytes());
         h[32..40].copy_from_slice(&other.to_le_bytes());
-        h[40..48].copy_from_slice(&(TABLE + 2).to_le_bytes());
-        h[48..56].copy_from_slice(&(sectors - TABLE - 2).to_le_bytes());
+        h[40..48].copy_from_slice(&(table_len + 2).to_le_bytes());
+        h[48..56].copy_from_slice(&(sectors - table_len - 2).to_le_bytes());
         h[56..72].copy_from_slice(&disk.0);
         h[72..80].copy_from_slice(&table_at.to_le_bytes());
         h[80..84].copy_from_slice(&(ENTRIES as u32).to_le_bytes());
@@ -90,11 +102,11 @@ pub fn write_gpt(device: &mut Device, disk: Guid, partitions: &[Partition<'_>]) 
         h[16..20].copy_from_slice(&crc.to_le_bytes());
         h
     };
-    let (last, backup) = (sectors - 1, sectors - 1 - TABLE);
-    device.write(SECTOR, &header(1, last, 2));
-    device.write(2 * SECTOR, &table);
-    device.write(backup * SECTOR, &table);
-    device.write(last * SECTOR, &header(last, 1, backup));
+    let (last, backup) = (sectors - 1, sectors - 1 - table_len);
+    device.write(sector, &header(1, last, 2));
+    device.write(2 * sector, &table);
+    device.write(backup * sector, &table);
+    device.write(last * sector, &header(last, 1, backup));
 }
 
 /// Writes an MBR with up to four (type, first byte, length) partitions and a disk signature.

@@ -26,6 +26,7 @@
     reason = "on-disk fields are narrower than the arithmetic, and the values are the generator's own"
 )]
 
+pub mod anchors;
 pub mod demo;
 pub mod device;
 pub mod disks;
@@ -35,6 +36,7 @@ pub mod iso;
 pub mod json;
 pub mod qcow2;
 pub mod samples;
+pub mod scenes;
 pub mod vmdk;
 pub mod vmfs;
 pub mod vmx;

@@ -38,6 +38,10 @@ impl Sample {
 
 /// All scenarios.
 pub const SAMPLES: &[Sample] = &[
+    Sample { name: "vmfs3-1m", about: "VMFS3, 1 MiB file blocks", build: || three(1) },
+    Sample { name: "vmfs3-2m", about: "VMFS3, 2 MiB file blocks", build: || three(2) },
+    Sample { name: "vmfs3-4m", about: "VMFS3, 4 MiB file blocks", build: || three(4) },
+    Sample { name: "vmfs3-8m", about: "VMFS3, 8 MiB file blocks", build: || three(8) },
     Sample { name: "vmfs5-basic", about: "every kind of file", build: || basic(Version::Five) },
     Sample { name: "vmfs6-basic", about: "every kind of file", build: || basic(Version::Six) },
     Sample { name: "vmfs5-layouts", about: "each addressing, order and flag", build: || layouts(Version::Five) },
@@ -101,6 +105,32 @@ fn fill(store: &mut Vmfs) {
 fn basic(version: Version) -> Vmfs {
     let mut store = Vmfs::new(spec(version, "basic"));
     fill(&mut store);
+    store
+}
+
+fn three(mib: u64) -> Vmfs {
+    let spec = VmfsSpec { file_block_size: mib << 20, ..spec(Version::Three, &format!("three-{mib}m")) };
+    let mut store = Vmfs::new(spec);
+    let auto = Layout::default();
+    store.file("small", Content::bytes(*b"tiny\n"), &auto);
+    store.file("empty", Content::default(), &auto);
+    store.file("kilobytes", Content::patterned(60_000, 1), &auto);
+    store.file("bigger", Content::patterned(20 << 20, 3), &auto.clone().shuffled(4));
+    store.symlink("symlink", "/vmfs/volumes/datastore1/small");
+    store.mkdir("directory");
+    for n in 1..=40 {
+        store.file(&format!("directory/file{n}"), Content::bytes(format!("File {n}\n")), &auto);
+    }
+    // The longest that the pointers of a descriptor reach: one pointer block spans 1024 file blocks.
+    let most = (256 * 1024) * (mib << 20);
+    let piece = most / 2 + (777 << 20);
+    store.file("normal-flat.vmdk", Content::sparse(most).with(piece, pattern(3_000_000, 5)), &auto);
+    let holes = Content::sparse(96 << 20).with(40 << 20, pattern(100_000, 6));
+    store.file("lazy", holes, &auto.clone().allocation(Allocation::LazyThick));
+    store.file("single", Content::patterned(5_000_000, 7), &auto.clone().addressing(Addressing::Single));
+    store.rdm("rdm-rdm.vmdk", 500 * GIB);
+    store.file("gone", Content::patterned(3_000_000, 8), &auto);
+    store.delete_keeping_pointers("gone");
     store
 }
 

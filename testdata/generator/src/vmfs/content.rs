@@ -180,6 +180,8 @@ pub enum Placement {
     Contiguous,
     /// One after the other from this byte of the volume on; file blocks only.
     From(u64),
+    /// One after the other, with so many blocks left out between them.
+    Gapped(u64),
     /// All over the volume, in an order that depends on the seed.
     Shuffled(u64),
 }
@@ -219,6 +221,13 @@ impl Layout {
     #[must_use]
     pub fn shuffled(mut self, seed: u64) -> Self {
         self.placement = Placement::Shuffled(seed);
+        self
+    }
+
+    /// This layout with blocks taken in order, with gaps of so many.
+    #[must_use]
+    pub fn gapped(mut self, gap: u64) -> Self {
+        self.placement = Placement::Gapped(gap);
         self
     }
 

@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn what_is_pending_is_in_the_journal_and_nowhere_else() {
-        for version in [Version::Five, Version::Six] {
+        for version in [Version::Three, Version::Five, Version::Six] {
             let mut store = Vmfs::new(VmfsSpec::new(version, 288 << 20));
             store.file("old", Content::patterned(3000, 1), &Layout::default());
             let places = store.clone();
@@ -128,5 +128,23 @@ mod tests {
             };
             assert!(named(&pending) == 1 && named(&home) == 1, "{version:?}");
         }
+    }
+
+    #[test]
+    fn a_torn_transaction_lacks_its_last_page() {
+        let mut store = Vmfs::new(VmfsSpec::new(Version::Six, 288 << 20));
+        store.file("old", Content::patterned(3000, 1), &Layout::default());
+        let places = store.clone();
+        let change = |store: &mut Vmfs| drop(store.delete_as_esxi("old"));
+        let [torn, whole] = [Crash::Torn, Crash::Pending].map(|how| store.clone().crash(how, change));
+        let (_, at) = places.device_position(torn.journal.start);
+        // The head of the transaction repeats the check of its last page.
+        let says = |crashed: &Crashed| {
+            let bytes = crashed.devices[0].read(at + 0x1000, 1 << 20);
+            let pages = bytes.chunks(4096).take_while(|page| page[4..6] != [0xFF, 0xFF]);
+            pages.last().is_some_and(|last| last[8..16] == bytes[0x20..0x28])
+        };
+        assert_eq!((says(&torn), says(&whole)), (false, true));
+        assert_eq!((whole.before.len(), whole.after.len()), (1, 0));
     }
 }

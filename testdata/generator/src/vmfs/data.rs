@@ -124,8 +124,9 @@ impl Vmfs {
         }
         let blocks = len.div_ceil(self.spec.file_block_size);
         let per_block = self.pointer_block_len() / self.shape.pointer_size();
+        let resident = !self.shape.three && len <= self.shape.resident_max();
         let plain = layout.to_be_zeroed.is_empty() && layout.allocation != Allocation::LazyThick;
-        if plain && len <= self.shape.resident_max() {
+        if plain && resident {
             Addressing::Resident
         } else if plain && len <= self.sub_block_size {
             Addressing::SubBlock
@@ -134,6 +135,7 @@ impl Vmfs {
         } else if blocks <= self.shape.slots() * per_block {
             Addressing::Single
         } else {
+            assert!(!self.shape.three, "VMFS3 has no file of {len} bytes");
             Addressing::Double
         }
     }
@@ -156,7 +158,7 @@ impl Vmfs {
         // Observed: thin disks carry flag 1 in the owner table of a small file block cluster.
         let flag = u16::from(layout.allocation == Allocation::Thin && fd.len > 1 << 30);
         let mut state = match layout.placement {
-            Placement::Contiguous | Placement::From(_) => 0,
+            Placement::Contiguous | Placement::From(_) | Placement::Gapped(_) => 0,
             Placement::Shuffled(seed) => seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
         };
         let pool = if in_sub_blocks { Pool::SubBlock } else { Pool::FileBlock };
@@ -186,6 +188,9 @@ impl Vmfs {
             let resource = self.pool_mut(pool);
             let n =
                 if state == 0 { resource.take(owner, flag) } else { resource.take_shuffled(owner, flag, &mut state) };
+            if let Placement::Gapped(gap) = layout.placement {
+                resource.search_from(n + 1 + gap);
+            }
             let (cluster, in_cluster) = (n / resource.per_cluster, n % resource.per_cluster);
             let address = if in_sub_blocks {
                 addresses.in_cluster(BlockKind::SubBlock, cluster, in_cluster)

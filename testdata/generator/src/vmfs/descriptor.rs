@@ -58,13 +58,15 @@ pub(crate) struct Descriptor {
 pub(crate) struct Shape {
     /// The layout of VMFS6.
     pub(crate) six: bool,
+    /// VMFS3, which is VMFS5 with fewer fields.
+    pub(crate) three: bool,
     /// Bytes of one unit of metadata: a lock takes one, and what it guards starts the next.
     pub(crate) md: u64,
 }
 
 impl Shape {
     #[cfg(test)]
-    pub(crate) const FIVE: Self = Self { six: false, md: 512 };
+    pub(crate) const FIVE: Self = Self { six: false, three: false, md: 512 };
 
     pub(crate) fn size(self) -> u64 {
         if self.six { 2 * self.md } else { 2048 }
@@ -123,24 +125,30 @@ impl Shape {
         put64(meta, 0x14, fd.len);
         put64(meta, 0x1C, fd.block_size);
         put32(meta, 0x24, fd.block_count as u32);
-        put32(meta, 0x50, fd.block_count as u32);
+        if !self.three {
+            put32(meta, 0x50, fd.block_count as u32);
+        }
         for at in [0x2C, 0x30, 0x34] {
             put32(meta, at, fd.time);
         }
-        put32(meta, 0x40, fd.mode);
+        // Observed on VMFS3: files carry their type here, folders do not.
+        let kind = if self.three && fd.kind == FileType::File { 0o100_000 } else { 0 };
+        put32(meta, 0x40, fd.mode | kind);
         put32(meta, 0x44, fd.zla);
         put32(meta, 0x48, fd.tbz_blocks as u32);
         put32(meta, 0x54, (fd.tbz_blocks >> 32) as u32);
-        put32(meta, 0x5C, fd.pointer_blocks);
         if self.six {
             put32(meta, 0x64, 0x6664_6D64);
             put32(meta, 0x70, fd.parent);
             put32(meta, 0x74, fd.last_cluster);
             put32(meta, 0x8C, fd.large_blocks);
         }
-        put32(meta, 0x68, fd.address);
-        put32(meta, 0x6C, 20);
-        meta[0x89] = fd.block_size.trailing_zeros() as u8;
+        if !self.three {
+            put32(meta, 0x5C, fd.pointer_blocks);
+            put32(meta, 0x68, fd.address);
+            put32(meta, 0x6C, 20);
+            meta[0x89] = fd.block_size.trailing_zeros() as u8;
+        }
         let resident_at = self.resident_at() as usize;
         record[resident_at..resident_at + fd.resident.len()].copy_from_slice(&fd.resident);
         for (&slot, &address) in &fd.pointers {

@@ -374,7 +374,7 @@ mod tests {
         }
         let mut five = six.clone();
         six.remove(b"file3", true);
-        let (bytes, len) = six.encode(Shape { six: true, md: 4096 }, false);
+        let (bytes, len) = six.encode(Shape { six: true, three: false, md: 4096 }, false);
         assert_eq!(len, 0x1_3000);
         assert!(!bytes.windows(5).any(|w| w == b"file3"));
         assert_eq!(bytes[0x1_1008], 1 << 3);

@@ -16,7 +16,7 @@ const UNMAP_RECORDS: u64 = 1024;
 const JOURNAL_BLOCK: u64 = 2 << 20;
 
 /// (descriptor number, name) of the root and the system files.
-pub(crate) fn names(six: bool) -> &'static [(u32, &'static str)] {
+pub(crate) fn names(shape: Shape) -> &'static [(u32, &'static str)] {
     const ALL: [(u32, &str); 10] = [
         (0, "root"),
         (1, ".fbb.sf"),
@@ -29,7 +29,11 @@ pub(crate) fn names(six: bool) -> &'static [(u32, &'static str)] {
         (8, ".jbc.sf"),
         (9, ".unmap.sf"),
     ];
-    if six { &ALL } else { &ALL[..8] }
+    match (shape.six, shape.three) {
+        (true, _) => &ALL,
+        (_, false) => &ALL[..8],
+        (_, true) => &ALL[..6],
+    }
 }
 
 /// UUIDs begin with their time and end with the address of the host that made them.
@@ -45,7 +49,7 @@ pub(crate) fn uuid(seed: u32, part: u8) -> [u8; 16] {
 
 /// Blocks of each pool for a volume of `bytes`: ESXi's numbers for 2 GiB, or as many as a smaller volume has room for.
 fn pools(spec: &VmfsSpec, shape: Shape, bytes: u64) -> BTreeMap<Pool, Resource> {
-    let Shape { six, md } = shape;
+    let Shape { six, three, md } = shape;
     let scale = |full: u64, size: u64, share: u64, unit: u64| {
         let room = (bytes / share / size).next_multiple_of(unit);
         if bytes >= 2 << 30 { full } else { full.min(room).max(unit) }
@@ -71,6 +75,15 @@ fn pools(spec: &VmfsSpec, shape: Shape, bytes: u64) -> BTreeMap<Pool, Resource> 
                 (8, 4, JOURNAL_BLOCK),
                 spec.journal_blocks.unwrap_or_else(|| if spec.local { 8 } else { scale(128, JOURNAL_BLOCK, 16, 8) }),
             ),
+        ]);
+    }
+    if three {
+        // Observed on a volume of 1 GiB: 256 descriptors, 1024 sub-blocks, 2 pointer blocks; all can be more.
+        return BTreeMap::from([
+            pool(Pool::FileBlock, (200, 32, 0), blocks),
+            pool(Pool::Descriptor, (32, 32, 2048), spec.descriptors.unwrap_or(1024)),
+            pool(Pool::SubBlock, (16, 32, 64 << 10), spec.sub_blocks.unwrap_or(1024)),
+            pool(Pool::PointerBlock, (16, 32, 4096), spec.pointer_blocks.unwrap_or(1024)),
         ]);
     }
     // Observed: `.pbc.sf`, and `.sbc.sf` of 32 KiB sub-blocks, fill the 256 pointers of their descriptors.
@@ -104,9 +117,11 @@ pub(crate) fn format(spec: VmfsSpec, devices: Vec<Device>) -> Vmfs {
     assert!(spec.label.len() < 128, "a label takes at most 127 bytes");
     let md = if six { spec.metadata_alignment } else { 512 };
     assert!(!six || [4096, 8192, 16_384, 32_768, 65_536].contains(&md), "metadata is not aligned to {md} bytes");
-    let shape = Shape { six, md };
+    let three = spec.version == Version::Three;
+    let shape = Shape { six, three, md };
     let identity = Identity {
         six,
+        three,
         local: spec.local && six,
         uuid: uuid(spec.seed, 1),
         snapshot: 1,
@@ -117,7 +132,7 @@ pub(crate) fn format(spec: VmfsSpec, devices: Vec<Device>) -> Vmfs {
     let pools = pools(&spec, shape, volume.len());
     let mut vmfs = Vmfs {
         shape,
-        addresses: Addresses { six, dense: spec.dense_sub_blocks },
+        addresses: Addresses { six, dense: spec.dense_sub_blocks && !three },
         sub_block_size: pools[&Pool::SubBlock].size,
         volume,
         pools,
@@ -127,6 +142,7 @@ pub(crate) fn format(spec: VmfsSpec, devices: Vec<Device>) -> Vmfs {
         generation: 0,
         journal: None,
         deleted: Vec::new(),
+        locks: BTreeMap::new(),
         spec,
     };
     vmfs.take_system_blocks();
@@ -147,6 +163,8 @@ impl Vmfs {
         match number {
             1 if self.six() => self.pool(Pool::LargeFileBlock).file_len(),
             1 => self.pool(Pool::FileBlock).file_len(),
+            // Observed on VMFS3: whole blocks.
+            2 if self.shape.three => self.pool(Pool::Descriptor).file_len().next_multiple_of(self.spec.file_block_size),
             2 => self.pool(Pool::Descriptor).file_len(),
             3 => self.pool(Pool::PointerBlock).file_len(),
             4 => self.pool(Pool::SubBlock).file_len(),
@@ -162,7 +180,6 @@ impl Vmfs {
     /// Observed order: volume header, first block (above 16 KiB of alignment it must be several) of `.fdc.sf`, root, `.fbb.sf`, the rest of `.fdc.sf`, the others.
     fn take_system_blocks(&mut self) {
         let size = self.spec.file_block_size;
-        let six = self.six();
         let order: &[(u32, bool)] = &[
             (5, true),
             (2, false),
@@ -176,7 +193,8 @@ impl Vmfs {
             (8, true),
             (9, true),
         ];
-        for &(number, whole) in order.iter().filter(|(n, _)| six || *n < 8) {
+        let known = names(self.shape);
+        for &(number, whole) in order.iter().filter(|(n, _)| known.iter().any(|(k, _)| k == n)) {
             // The system files' own descriptors must be where nothing but the header leads to them.
             let bytes = if whole { self.system_len(number) } else { self.pool(Pool::Descriptor).body_at(10) };
             let want = bytes.div_ceil(size);
@@ -193,8 +211,7 @@ impl Vmfs {
     }
 
     fn make_system_files(&mut self) {
-        let six = self.six();
-        for &(number, name) in names(six) {
+        for &(number, name) in names(self.shape) {
             let address = address::descriptor(0, u64::from(number));
             let directory = matches!(number, 0 | 7);
             self.pool_mut(Pool::Descriptor).claim(u64::from(number), 0, 0);
@@ -249,17 +266,19 @@ impl Vmfs {
     }
 
     fn write_fs_header(&mut self, identity: Identity) {
-        let six = self.six();
+        let Shape { six, three, .. } = self.shape;
         let mut h = vec![0; 512];
-        put32(&mut h, 0x000, if self.spec.local { 0x2FAB_F15F } else { 0x2FAB_F15E });
-        put32(&mut h, 0x004, if six { 24 } else { 14 });
-        h[0x008] = match (six, self.spec.local) {
-            (true, _) => 82,
-            (false, false) => 81,
-            (false, true) => 60,
+        let (major, minor) = match (six, self.spec.local) {
+            (true, _) => (24, 82),
+            _ if three => (4, 31),
+            (false, false) => (14, 81),
+            (false, true) => (14, 60),
         };
+        put32(&mut h, 0x000, if self.spec.local { 0x2FAB_F15F } else { 0x2FAB_F15E });
+        put32(&mut h, 0x004, major);
+        h[0x008] = minor;
         h[0x009..0x019].copy_from_slice(&uuid(self.spec.seed, 2));
-        let dense = if self.spec.dense_sub_blocks || six { 4 } else { 0 };
+        let dense = if self.addresses.dense || six { 4 } else { 0 };
         let kind = if six { 0x4000 | if self.spec.local { 0x2000 } else { 0 } } else { 0 };
         put32(&mut h, 0x019, 2 | dense | kind);
         h[0x01D..0x01D + self.spec.label.len()].copy_from_slice(self.spec.label.as_bytes());
@@ -272,6 +291,10 @@ impl Vmfs {
         put32(&mut h, 0x0D1, GROUPS_AT as u32);
         put32(&mut h, 0x0D5, self.pool(Pool::Descriptor).clusters_per_group as u32);
         put32(&mut h, 0x0D9, self.sub_block_size as u32);
+        if three {
+            self.volume.write(FS_HEADER, &h);
+            return;
+        }
         put32(&mut h, 0x0DD, if six { 64 } else { 8 });
         for (at, number) in [(0x0E1, 6), (0x105, 7), (0x17F, 9)] {
             if number == 9 && !six {
@@ -302,7 +325,6 @@ impl Vmfs {
 
     /// All slots are free; one keeps what the host that unmounted the volume left.
     fn write_heartbeats(&mut self) {
-        let six = self.six();
         let (count, size) = self.shape.heartbeats();
         for n in 0..count {
             let lv = HEARTBEATS + n * size;
@@ -312,8 +334,17 @@ impl Vmfs {
             if lv == self.shape.heartbeat_at() {
                 put64(&mut slot, 0x0C, HEARTBEAT_GENERATION);
                 put64(&mut slot, 0x14, 243_204_982_856);
-                put32(&mut slot, 0x30, if six { 24 } else { 14 });
-                slot[0x34] = if six { 82 } else { 81 };
+                let (major, minor) = match (self.shape.six, self.shape.three) {
+                    (true, _) => (24, 82),
+                    (_, false) => (14, 81),
+                    (_, true) => (4, 31),
+                };
+                put32(&mut slot, 0x30, major);
+                slot[0x34] = minor;
+                if self.shape.three {
+                    self.volume.write(lv, &slot);
+                    continue;
+                }
                 slot[0x35] = 3;
                 slot[0x36..0x36 + HOST_ADDRESS.len()].copy_from_slice(HOST_ADDRESS.as_bytes());
             }

@@ -1,4 +1,4 @@
-//! VMFS5 and VMFS6 datastores as ESXi writes them, on one or more devices.
+//! VMFS3, VMFS5 and VMFS6 datastores as ESXi writes them, on one or more devices.
 //!
 //! A [`Vmfs`] is a model of a datastore: blocks are taken and data is written as files are made, while headers,
 //! bitmaps and directories are written by [`Vmfs::finish`]. All names, offsets and magics are those observed on
@@ -10,6 +10,7 @@ mod crash;
 mod data;
 mod descriptor;
 mod directory;
+mod evidence;
 mod format;
 mod journal;
 mod parts;
@@ -23,6 +24,7 @@ pub use content::{Addressing, Allocation, Content, Layout, Placement, pattern};
 pub use crash::{Crash, Crashed};
 pub use descriptor::FileType;
 pub use directory::name_hash;
+pub use evidence::Lock;
 pub use parts::{By, Hangs, Part, PoolKind, What};
 pub use remains::{Fate, Remains};
 pub use tree::Left;
@@ -46,6 +48,8 @@ const ROOT: u32 = 4;
 /// VMFS version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
+    /// 4.31, which hosts show as 3.31
+    Three,
     /// 14.81
     Five,
     /// 24.82
@@ -62,7 +66,7 @@ pub struct VmfsSpec {
     pub local: bool,
     /// Length in bytes of each device; several make a spanned datastore.
     pub extents: Vec<u64>,
-    /// Bytes of a file block: 1 MiB, or on VMFS5 also 512 KiB to 8 MiB.
+    /// Bytes of a file block: 1 MiB, or on VMFS3 and VMFS5 also others up to 8 MiB.
     pub file_block_size: u64,
     /// VMFS6 only: bytes of a unit of metadata. Only 4096 was observed; what 8192 to 65536 change follows from sources.
     pub metadata_alignment: u64,
@@ -241,6 +245,7 @@ pub struct Vmfs {
     generation: u32,
     journal: Option<journal::Journal>,
     deleted: Vec<Deleted>,
+    locks: BTreeMap<u32, Lock>,
 }
 
 impl Vmfs {
@@ -282,7 +287,7 @@ impl Vmfs {
     #[must_use]
     pub fn landmarks(&self) -> BTreeMap<String, u64> {
         let mut marks = BTreeMap::from([("fs header".into(), 0x20_0000), ("heartbeats".into(), 0x30_0000)]);
-        for (number, name) in format::names(self.six()) {
+        for (number, name) in format::names(self.shape) {
             marks.insert((*name).into(), self.descriptor_lv(address::descriptor(0, u64::from(*number))));
             if let Some(&block) = self.system.get(number).and_then(|b| b.first()) {
                 marks.insert(format!("{name} data"), block * self.spec.file_block_size);
@@ -355,7 +360,8 @@ impl Vmfs {
 
     fn write_descriptor(&mut self, fd: &Descriptor) {
         let lv = self.descriptor_lv(fd.address);
-        let record = self.shape.encode(fd, lv);
+        let mut record = self.shape.encode(fd, lv);
+        self.put_held_lock(fd.address, &mut record);
         self.volume.write(lv, &record);
     }
 

@@ -85,7 +85,7 @@ impl Vmfs {
     fn system_at(&self, lv: u64) -> String {
         let block = lv / self.spec.file_block_size;
         let number = self.system.iter().find(|(_, blocks)| blocks.contains(&block)).map(|(&number, _)| number);
-        let names = super::format::names(self.six());
+        let names = super::format::names(self.shape);
         names.iter().find(|(n, _)| Some(*n) == number).map_or_else(String::new, |(_, name)| (*name).into())
     }
 

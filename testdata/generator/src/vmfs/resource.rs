@@ -318,7 +318,7 @@ pub(crate) fn put64(to: &mut [u8], at: usize, value: u64) {
 mod tests {
     use super::*;
 
-    const SIX: Shape = Shape { six: true, md: 4096 };
+    const SIX: Shape = Shape { six: true, three: false, md: 4096 };
 
     #[test]
     fn file_lengths_are_those_of_real_volumes() {

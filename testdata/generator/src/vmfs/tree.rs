@@ -326,6 +326,7 @@ impl Vmfs {
         }
         let node = self.nodes.remove(&address).unwrap_or_else(|| panic!("no descriptor {address:#x}"));
         self.release(&node.blocks, &node.pointer_blocks);
+        self.locks.remove(&address);
         let per_cluster = self.pool(Pool::Descriptor).per_cluster;
         let n = (u64::from(address) >> 6 & 0xFFFF) * per_cluster + (u64::from(address) >> 22);
         self.pool_mut(Pool::Descriptor).release(n);

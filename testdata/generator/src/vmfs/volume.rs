@@ -25,6 +25,7 @@ const FORMATTED: u64 = 1_740_816_000_000_000;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Identity {
     pub(crate) six: bool,
+    pub(crate) three: bool,
     pub(crate) local: bool,
     pub(crate) uuid: [u8; 16],
     pub(crate) snapshot: u32,
@@ -86,7 +87,8 @@ impl Volume {
             volume.write_table_entry(identity, n);
             volume.write_map(identity, n);
         }
-        for n in 0..count {
+        // Observed: LVM3 has no names there.
+        for n in 0..if identity.three { 0 } else { count } {
             let at = identity.table_at() + NAMES + 256 * n as u64;
             let name = format!("naa.6000c29{n:x}7f3a5d10c2b48e6d91a0{n:04x}:1");
             volume.extents[0].device.write(at, name.as_bytes());
@@ -189,8 +191,13 @@ impl Volume {
         // One entry per run on LVM6, one per 256 MiB before.
         let entries = if identity.six { spans } else { *pes };
         device.put_u32(HEADER, 0xC001_D00D);
-        device.put_u32(HEADER + 0x04, if identity.six { 6 } else { 5 });
-        device.put_u32(HEADER + 0x08, 21);
+        let (major, minor) = match (identity.six, identity.three) {
+            (true, _) => (6, 21),
+            (_, false) => (5, 21),
+            (_, true) => (3, 16),
+        };
+        device.put_u32(HEADER + 0x04, major);
+        device.put_u32(HEADER + 0x08, minor);
         device.write(HEADER + 0x0C, &scsi_disk_id(n));
         device.put_u32(HEADER + 0x5A, identity.sector_size);
         device.put_u64(HEADER + 0x5E, device.len());
@@ -325,7 +332,8 @@ mod tests {
 
     #[test]
     fn positions_shift_by_16_mib_each_16_tib() {
-        let identity = Identity { six: true, local: false, uuid: UUID, snapshot: 1, md: 4096, sector_size: 512 };
+        let identity =
+            Identity { six: true, three: false, local: false, uuid: UUID, snapshot: 1, md: 4096, sector_size: 512 };
         let volume = Volume::new(identity, vec![Device::new(0x3FFF_FFE0_0000)]);
         // Observed on a device of 64 TiB.
         for (lv, device) in [
@@ -341,7 +349,8 @@ mod tests {
 
     #[test]
     fn a_write_may_cross_extents() {
-        let identity = Identity { six: false, local: false, uuid: UUID, snapshot: 1, md: 512, sector_size: 512 };
+        let identity =
+            Identity { six: false, three: false, local: false, uuid: UUID, snapshot: 1, md: 512, sector_size: 512 };
         let mut volume = Volume::new(identity, vec![Device::new(DATA + PE); 2]);
         volume.write(PE - 2, b"abcd");
         assert_eq!(volume.read(PE - 3, 6), b"\0abcd\0");
