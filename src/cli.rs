@@ -69,6 +69,7 @@ struct Cli {
 
 /// What every command takes.
 #[derive(Clone, Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own that a user sets by name")]
 struct Global {
     /// Results as JSON Lines on stdout; the schema is in docs/json.md
     #[arg(long, global = true)]

@@ -112,6 +112,8 @@ pub struct Member {
     pub count: u32,
     /// Names this member: two images of one member are copies of each other, not two members.
     pub id: Vec<u8>,
+    /// The last change that it knows of, in microseconds since 1970: of two copies, the later one is newer.
+    pub changed: u64,
 }
 
 /// A need for another image.

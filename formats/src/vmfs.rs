@@ -143,10 +143,13 @@ fn measured(mut device: Device, memo: &Memo) -> Device {
 
 fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let device = device(bytes, memo)?;
-    let member = device.member();
+    let mut member = device.member();
     let lv: Bytes = Arc::new(Logical::new(device.clone(), []));
     let header = match rebuild::header(&lv, memo) {
-        Ok(found) => Some(found.header),
+        Ok(found) => {
+            member.changed = member.changed.max(rebuild::changed(&found).saturating_mul(1_000_000));
+            Some(found.header)
+        }
         // Only the first device has it.
         Err(_) if member.first != 0 => None,
         Err(error) => return Err(error),

@@ -173,8 +173,8 @@ fn a_cut_device_keeps_its_partitions() {
     assert_eq!((codes(&opened), rows(&opened)), (vec!["GPT-BACKUP", "GPT-RANGE", "GPT-RANGE"], expected(512)));
     let volumes = volumes(&opened);
     check(&volumes[0].bytes);
-    assert_eq!(gaps(&volumes[0].bytes), [(5 * 512, 5 * 512, "truncated".to_owned())]);
-    assert_eq!(gaps(&volumes[1].bytes), [(0, 512, "truncated".to_owned())]);
+    assert_eq!(gaps(&volumes[0].bytes), [(5 * 512, 5 * 512, "outside".to_owned())]);
+    assert_eq!(gaps(&volumes[1].bytes), [(0, 512, "outside".to_owned())]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::ranges::RangeSet;
 use crate::source::Source;
 use crate::sweep::SweepOptions;
 use anyhow::{Result, bail};
+use std::cmp::Reverse;
 use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -275,7 +276,10 @@ impl Work<'_> {
 
     /// Nothing is complete: joins one item with what it has. Members first, since others lie in them.
     fn join_one_anyway(&mut self) -> bool {
-        let first = |id: &&ItemId| self.case.items[**id].opened.link.set.as_ref().map(|member| member.first);
+        let first = |id: &&ItemId| {
+            let set = self.case.items[**id].opened.link.set.as_ref();
+            set.map(|member| (member.first, Reverse(member.changed)))
+        };
         let set = self.waiting.iter().filter(|id| first(id).is_some()).min_by_key(first);
         let Some(id) = set.or(self.waiting.first()).copied() else { return false };
         if self.case.items[id].opened.link.set.is_some() {
@@ -299,7 +303,10 @@ impl Work<'_> {
         let wants = self.case.items[id].opened.wants.clone();
         if wants.iter().any(|want| want.role == Role::Member) {
             // The first of a set speaks for it: its structures name the volume.
-            let first = |id: ItemId| self.case.items[id].opened.link.set.as_ref().map(|member| (member.first, id));
+            let first = |id: ItemId| {
+                let set = self.case.items[id].opened.link.set.as_ref();
+                set.map(|member| (member.first, Reverse(member.changed), id))
+            };
             let set = |id: ItemId| self.case.items[id].opened.link.set.as_ref().map(|member| &member.set);
             if self.waiting.iter().any(|other| set(*other) == set(id) && first(*other) < first(id)) {
                 return false;
@@ -353,7 +360,8 @@ impl Work<'_> {
 
     fn meet_members(&mut self, id: ItemId) {
         let members = wants::members(self.case, id);
-        if let Some(finding) = wants::copies(self.case, id) {
+        let chosen: Vec<ItemId> = members.iter().filter_map(|filled| filled.item).chain([id]).collect();
+        for finding in wants::copies(self.case, &chosen) {
             self.note(id, finding);
         }
         let mut members = members.into_iter();
@@ -365,11 +373,12 @@ impl Work<'_> {
             }
             self.case.items[id].filled[at] = filled;
         }
-        let copies = self.case.items[id].opened.link.set.clone();
-        for other in 0..self.case.items.len() {
-            let theirs = &self.case.items[other].opened.link.set;
-            let same = theirs.as_ref().zip(copies.as_ref()).is_some_and(|(a, b)| a.set == b.set && a.id == b.id);
-            if other != id && same && self.case.items[other].used_by.is_none() {
+        let set = |case: &Case, id: ItemId| case.items[id].opened.link.set.clone();
+        let taken: Vec<_> = chosen.iter().filter_map(|chosen| set(self.case, *chosen)).collect();
+        for other in (0..self.case.items.len()).filter(|other| *other != id) {
+            let copy =
+                set(self.case, other).is_some_and(|own| taken.iter().any(|a| a.set == own.set && a.id == own.id));
+            if copy && self.case.items[other].used_by.is_none() {
                 self.case.items[other].used_by = Some(id);
             }
         }
@@ -579,16 +588,21 @@ impl Work<'_> {
     fn add_remains(&mut self, id: ItemId, owner: ItemId, disk: &Bytes, format: &'static Format, opened: &Opened) {
         let Ok(Content::Volumes(mut volumes)) = opened.join_alone() else { return };
         let known = self.known(owner, format);
-        volumes.retain(|volume| !known.contains(&volume.range.start));
+        let memo = self.case.pool.share();
+        volumes.retain(|volume| {
+            // A stray header is no volume.
+            !known.contains(&volume.range.start) && (format.open)(&volume.bytes, &memo).is_ok()
+        });
         if volumes.is_empty() {
             return;
         }
-        let (owned, link) = (self.case.items[owner].format.about, opened.link.clone());
+        let (about, link) = (self.case.items[owner].format.about, opened.link.clone());
         for volume in &mut volumes {
             // Nothing tells what the new owner wrote over it.
             volume.bytes = Arc::new(Trusted::new(volume.bytes.clone(), Trust::Inferred));
             let text = format!(
-                "the device is {owned} now; what is left of another format lies under it, and may be overwritten in part: {}",
+                "another format owns the device now, {about}; under it lies what is left of {}, and nothing tells which \
+                 parts were overwritten",
                 volume.about
             );
             self.note(id, Finding::new("SWEEP-UNDER", volume.range.clone(), Trust::Inferred, text));

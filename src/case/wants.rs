@@ -4,6 +4,7 @@ use super::folder::Folder;
 use super::item::{Filled, ItemId, Origin};
 use super::paths;
 use super::{Case, Item};
+use std::cmp::{Ordering, Reverse};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -179,9 +180,17 @@ pub(super) fn members(case: &Case, id: ItemId) -> Vec<Filled> {
     let Some(own) = &item.opened.link.set else { return Vec::new() };
     let mut taken = vec![own.id.clone()];
     let mut found: Vec<(u64, ItemId)> = Vec::new();
-    for (other, candidate) in case.items.iter().enumerate() {
-        let Some(member) = &candidate.opened.link.set else { continue };
-        if other != id && member.set == own.set && candidate.used_by.is_none() && !taken.contains(&member.id) {
+    let mut candidates: Vec<_> = case
+        .items
+        .iter()
+        .enumerate()
+        .filter_map(|(other, item)| Some((other, item, item.opened.link.set.as_ref()?)))
+        .filter(|(other, item, member)| *other != id && member.set == own.set && item.used_by.is_none())
+        .collect();
+    // Of copies of one device, those that lie beside each other are of one time.
+    candidates.sort_by_key(|(other, _, member)| (!same_folder(case, *other, id), Reverse(member.changed), *other));
+    for (other, _, member) in candidates {
+        if !taken.contains(&member.id) {
             taken.push(member.id.clone());
             found.push((member.first, other));
         }
@@ -202,15 +211,42 @@ pub(super) fn members(case: &Case, id: ItemId) -> Vec<Filled> {
     filled
 }
 
-/// Copies of one member: two images of one device, of which only the first is used.
-pub(super) fn copies(case: &Case, id: ItemId) -> Option<Finding> {
-    let own = case.items[id].opened.link.set.as_ref()?;
-    let other = case.items.iter().enumerate().position(|(other, item)| {
-        other != id && item.opened.link.set.as_ref().is_some_and(|member| member.set == own.set && member.id == own.id)
-    })?;
-    let text =
-        format!("{} and {} are images of the same device; they are not mixed", case.label(id), case.label(other));
-    Some(Finding::new("SET-COPY", 0..0, Trust::Sound, text))
+/// Whether two items come out of files of one folder of the host.
+fn same_folder(case: &Case, a: ItemId, b: ItemId) -> bool {
+    let folder = |mut id: ItemId| loop {
+        match &case.items[id].origin {
+            Origin::Source(source) => break source.path.parent(),
+            Origin::Inside(of) | Origin::Volume { of, .. } => id = *of,
+            Origin::File { .. } => break None,
+        }
+    };
+    folder(a).is_some_and(|own| folder(b) == Some(own))
+}
+
+/// Copies of the members of a set, two images of one device: which is used, and why. `chosen` are the members that
+/// are.
+pub(super) fn copies(case: &Case, chosen: &[ItemId]) -> Vec<Finding> {
+    let set = |id: ItemId| case.items[id].opened.link.set.as_ref();
+    let mut findings = Vec::new();
+    for id in chosen {
+        let Some(own) = set(*id) else { continue };
+        let same = |other: &ItemId| set(*other).is_some_and(|member| member.set == own.set && member.id == own.id);
+        for other in (0..case.items.len()).filter(|other| other != id && same(other)) {
+            let theirs = set(other).map_or(0, |member| member.changed);
+            let why = match own.changed.cmp(&theirs) {
+                Ordering::Greater => "its last change is the later one",
+                Ordering::Less => "it lies beside the others of its volume",
+                Ordering::Equal => "nothing tells which is newer, and it comes first",
+            };
+            let text = format!(
+                "{} and {} are images of the same device; they are not mixed: {0} is used, {why}",
+                case.label(*id),
+                case.label(other)
+            );
+            findings.push(Finding::new("SET-COPY", 0..0, Trust::Sound, text));
+        }
+    }
+    findings
 }
 
 /// What was found for a parent: the item, not its content, which may have to be joined first.

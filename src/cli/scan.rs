@@ -118,6 +118,10 @@ impl Scan<'_> {
             if absent > 0 {
                 self.worst = self.worst.max(Outcome::Doubt);
             }
+            // A dump of a part is no damage, but it is not the whole either.
+            if item.is_some_and(|item| item.opened.findings.iter().any(|finding| finding.code == "LVM-SHORT")) {
+                self.worst = self.worst.max(Outcome::Doubt);
+            }
             self.out.record(
                 "store",
                 json!({

@@ -152,7 +152,7 @@ impl VolumeEntry {
         let last = MAX_LEN.checked_div(EXTENT).unwrap_or(0);
         self.first_pe <= self.last_pe
             && self.last_pe < last
-            && self.logical_size <= MAX_LEN
+            && (self.last_pe.saturating_mul(EXTENT).saturating_add(1)..=MAX_LEN).contains(&self.logical_size)
             && self.num_devices <= MAX_DEVICES
     }
 
@@ -164,7 +164,6 @@ impl VolumeEntry {
             && self.uuid != [0; 16]
             && self.num_devices > 0
             && pes == u64::from(self.num_pes)
-            && self.last_pe.saturating_mul(EXTENT) < self.logical_size
             && (named || self.state == 1)
     }
 }
@@ -226,6 +225,8 @@ pub struct Device {
     pub uuid: [u8; 16],
     /// When it was made, microseconds since 1970.
     pub made: u64,
+    /// When its metadata was changed, microseconds since 1970.
+    pub changed: u64,
     /// VMFS-L.
     pub local: bool,
     /// Its part of the volume.
@@ -309,6 +310,7 @@ impl Device {
             data_offset: raw.data_offset,
             uuid: raw.uuid,
             made: raw.init_time,
+            changed: raw.modification_time,
             local: raw.flags & 1 != 0,
             volume,
             metadata: Vec::new(),
@@ -440,6 +442,7 @@ impl Device {
             data_offset,
             uuid: [0; 16],
             made: 0,
+            changed: 0,
             local: false,
             volume,
             metadata: Vec::new(),
@@ -570,7 +573,8 @@ impl Device {
         set.extend(self.volume.snapshot_id.to_le_bytes());
         // Without a header a device has no id of its own, but its place in the volume is nobody else's.
         let id = if self.uuid == [0; 16] { self.volume.first_pe.to_le_bytes().to_vec() } else { self.uuid.to_vec() };
-        Member { set, first: self.volume.first_pe, count: self.volume.num_devices.max(1), id }
+        let (first, count) = (self.volume.first_pe, self.volume.num_devices.max(1));
+        Member { set, first, count, id, changed: self.changed.max(self.volume.modification_time) }
     }
 
     /// Logical bytes that the volume table gives to this device.

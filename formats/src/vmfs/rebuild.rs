@@ -139,6 +139,13 @@ fn leads(lv: &dyn Layer, header: &Header) -> bool {
     load(FdAddress::FDC).is_some_and(|fd| blocks(&fd)) || load(FdAddress::FBB).is_some_and(|fd| blocks(&fd))
 }
 
+/// When the root of a volume was changed, Unix seconds; 0 if it can't be had.
+pub(super) fn changed(found: &Found) -> u64 {
+    let root = found.header.fixed(FdAddress::ROOT);
+    let root = root.and_then(|at| Descriptor::load(&*found.lv, &found.header, at, FdAddress::ROOT).ok());
+    root.map_or(0, |root| u64::from(root.changed.max(root.modified)))
+}
+
 /// Bytes of a volume, by the file blocks that are counted. `None` where the count can't be had or stands against
 /// the file that it is in.
 pub(super) fn length(volume: &Volume) -> Option<u64> {

@@ -391,4 +391,46 @@ mod tests {
             assert!(remains.pointer_blocks.iter().all(|(_, fate)| *fate == Fate::Zeroed));
         }
     }
+
+    #[test]
+    fn owners_agree_with_bitmaps_after_deletion() {
+        let mut store = store(Version::Six);
+        store.file("doomed", Content::patterned(9_000_000, 7), &Layout::default().addressing(Addressing::Single));
+        store.file("small", Content::patterned(60_000, 8), &Layout::default());
+        let owner = store.locate("doomed").fd;
+        store.delete_as_esxi("doomed");
+        store.delete_leaving("dir/deep", Left::Zeroed, Left::Kept);
+        let parts = store.parts();
+        let device = store.finish().remove(0);
+        let word = |meta: &[u8], at: usize| u32::from_le_bytes([meta[at], meta[at + 1], meta[at + 2], meta[at + 3]]);
+        let half = |meta: &[u8], at: usize| u32::from(u16::from_le_bytes([meta[at], meta[at + 1]]));
+        let mut used = 0;
+        for part in &parts {
+            let What::Cluster(kind, cluster) = part.what else { continue };
+            let meta = device.read(part.range.start + 4096, 4096);
+            let (total, free) = (half(&meta, 0x20), half(&meta, 0x22));
+            match kind {
+                PoolKind::FileBlock => {
+                    let count = half(&meta, 0x26) as usize;
+                    let entries = (1..count).map(|n| (word(&meta, 0x940 + 8 * n), half(&meta, 0x944 + 8 * n)));
+                    let entries: Vec<_> = entries.collect();
+                    assert_eq!(entries.iter().map(|(_, blocks)| blocks).sum::<u32>(), total - free, "{part:?}");
+                    assert!(entries.iter().all(|(fd, _)| *fd != owner));
+                }
+                PoolKind::SubBlock | PoolKind::PointerBlock2 | PoolKind::Descriptor => {
+                    let table = if kind == PoolKind::PointerBlock2 { 0x2E0 } else { 0x8E0 };
+                    // Observed: the system's own descriptors have no owner.
+                    let system = if kind == PoolKind::Descriptor && cluster == 0 { 10 } else { 0 };
+                    for r in system..total as usize {
+                        let is_free = meta[0x80 + r / 8] >> (r % 8) & 1 == 1;
+                        assert_eq!(word(&meta, table + 4 * r) == 0, is_free, "{part:?} {r}");
+                        used += u32::from(!is_free);
+                    }
+                }
+                _ => {}
+            }
+        }
+        // Descriptors of the folder and two files, two sub-blocks of the folder's, one of a file's.
+        assert_eq!(used, 6);
+    }
 }

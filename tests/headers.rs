@@ -1,0 +1,224 @@
+//! Datastores whose headers are gone, and what is left of one under a newer format, as a user meets them.
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
+mod common;
+
+use common::{expect, records};
+use std::fs;
+use std::path::{Path, PathBuf};
+use vdrecover_testdata::Device;
+use vdrecover_testdata::gpt::{Guid, Partition, TYPE_LINUX, TYPE_VMFS, write_gpt};
+use vdrecover_testdata::qcow2;
+use vdrecover_testdata::vmfs::{Content, Layout, Version, Vmfs, VmfsSpec};
+
+const MIB: u64 = 1 << 20;
+const LEN: u64 = 320 * MIB;
+
+fn content() -> Content {
+    Content::patterned(40_000_000, 11)
+}
+
+fn store(version: Version) -> Device {
+    let mut store = Vmfs::new(VmfsSpec::new(version, LEN));
+    store.mkdir("vm");
+    store.file("vm/hello", Content::bytes(*b"hello\n"), &Layout::default());
+    store.file("vm/big.bin", content(), &Layout::default());
+    store.finish().remove(0)
+}
+
+fn saved(folder: &Path, name: &str, device: &Device) -> PathBuf {
+    let path = folder.join(name);
+    device.save(&path).unwrap();
+    path
+}
+
+/// The path of a file in the case, and the codes of all findings of a scan.
+fn scanned(code: i32, args: &[&str]) -> (Option<String>, Vec<String>) {
+    let codes = records(code, [&["scan", "--json"], args].concat())
+        .iter()
+        .filter(|row| row["record"] == "finding")
+        .map(|row| row["code"].as_str().unwrap().to_owned())
+        // That a file of the host has holes is no matter here.
+        .filter(|code| code != "SOURCE-HOLES")
+        .collect();
+    let listed = String::from_utf8(common::vdrecover([&["ls", "-R"], args].concat()).stdout).unwrap();
+    (listed.lines().find(|line| line.ends_with("/vm/big.bin")).map(str::to_owned), codes)
+}
+
+#[track_caller]
+fn has_content(image: &Path, path: &str, options: &[&str], code: i32) {
+    let locator = format!("{}::{path}", image.display());
+    let found = expect(code, [&["cat", locator.as_str()], options].concat());
+    let right = content();
+    assert!(found == right.read(0, usize::try_from(right.len()).unwrap()), "{path}");
+}
+
+#[test]
+fn a_partition_without_its_first_20_mib_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    for version in [Version::Five, Version::Six] {
+        let mut device = store(version);
+        device.zero(0..20 * MIB);
+        let path = saved(folder.path(), "partition.img", &device);
+        let (file, codes) = scanned(1, &[path.to_str().unwrap()]);
+        assert!(codes.contains(&"LVM-GONE".to_owned()) && codes.contains(&"VMFS-HEADER".to_owned()), "{codes:?}");
+        has_content(&path, &file.unwrap(), &[], 1);
+        // The same in a container.
+        let image = folder.path().join("partition.qcow2");
+        fs::write(&image, qcow2::write(&device, &qcow2::Options::default())).unwrap();
+        let (file, _) = scanned(1, &[image.to_str().unwrap()]);
+        has_content(&image, &file.unwrap(), &[], 1);
+    }
+}
+
+#[test]
+fn a_disk_without_partition_table_and_headers_is_searched() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut disk = Device::new(LEN + 10 * MIB);
+    let mut device = store(Version::Six);
+    device.zero(0..20 * MIB);
+    disk.embed(3 * MIB + 512, &device);
+    let path = saved(folder.path(), "disk.img", &disk);
+    let (file, codes) = scanned(1, &[path.to_str().unwrap()]);
+    assert!(codes.contains(&"SWEEP-FOUND".to_owned()), "{codes:?}");
+    has_content(&path, &file.unwrap(), &[], 1);
+}
+
+#[test]
+fn a_dump_that_starts_late_is_searched() {
+    let folder = tempfile::tempdir().unwrap();
+    let device = store(Version::Five);
+    let path = saved(folder.path(), "late.img", &device.cut(18 * MIB..LEN));
+    let (file, _) = scanned(1, &[path.to_str().unwrap()]);
+    has_content(&path, &file.unwrap(), &[], 1);
+}
+
+/// The start of a device has all names; of the rest each file says that it is outside.
+#[test]
+fn a_dump_of_the_start_has_the_whole_inventory() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Vmfs::new(VmfsSpec::new(Version::Six, LEN));
+    store.file("here", Content::patterned(3_000_000, 1), &Layout::default());
+    store.file("there", Content::patterned(9_000_000, 2), &Layout::default().from(250 * MIB));
+    let mut disk = Device::new(LEN + 2 * MIB);
+    let rows = [Partition { kind: TYPE_VMFS, name: "store", start: MIB, len: LEN }];
+    write_gpt(&mut disk, Guid::seeded(1), &rows);
+    let device = store.finish().remove(0);
+    disk.embed(MIB, &device);
+    for (name, mut device) in [("part.img", device), ("disk.img", disk)] {
+        device.truncate(260 * MIB);
+        let path = saved(folder.path(), name, &device);
+        let path = path.to_str().unwrap();
+        let listed = String::from_utf8(common::vdrecover(["ls", "-R", path]).stdout).unwrap();
+        let find = |name: &str| listed.lines().find(|line| line.ends_with(name)).unwrap().to_owned();
+        // The copy of the partition table at the end of the disk is outside as well, which is a doubt.
+        expect(i32::from(name == "disk.img"), ["cat", &format!("{path}::{}", find("/here"))]);
+        let rows = records(i32::from(name == "disk.img"), ["map", "--json", &format!("{path}::{}", find("/there"))]);
+        let why: Vec<_> = rows.iter().filter(|row| row["kind"] == "lost").map(|row| row["why"].clone()).collect();
+        assert_eq!(why, ["outside"], "{name}: {rows:?}");
+        let text = String::from_utf8(expect(1, ["scan", path])).unwrap();
+        assert!(!text.contains("truncated"), "{text}");
+        assert_eq!(text.contains("outside this dump"), name == "part.img", "{text}");
+    }
+}
+
+/// A new partition table, and something written into its first partition.
+#[test]
+fn what_lies_under_another_format_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    for (start, deep) in [(MIB, false), (64 << 10, false), (11 * MIB, true)] {
+        let mut disk = Device::new(LEN + 32 * MIB);
+        disk.embed(start, &store(Version::Six));
+        // What the new owner wrote.
+        let rows = [
+            Partition { kind: TYPE_LINUX, name: "new", start: 2 * MIB, len: 100 * MIB },
+            Partition { kind: TYPE_LINUX, name: "more", start: 200 * MIB, len: 50 * MIB },
+        ];
+        disk.zero(0..2 * MIB);
+        write_gpt(&mut disk, Guid::seeded(1), &rows);
+        let path = saved(folder.path(), "owned.img", &disk);
+        let image = path.to_str().unwrap();
+        let (file, codes) = scanned(i32::from(!deep), &[image]);
+        assert_eq!(file.is_some(), !deep, "{start}: {codes:?}");
+        assert_eq!(codes.contains(&"SWEEP-UNDER".to_owned()), !deep, "{start}: {codes:?}");
+        let (file, codes) = scanned(1, &[image, "--deep"]);
+        assert_eq!(codes.iter().filter(|code| *code == "SWEEP-UNDER").count(), 1, "{start}: {codes:?}");
+        has_content(&path, &file.unwrap(), &["--deep"], 1);
+    }
+    // What is the device's own is no remains.
+    let mut disk = Device::new(LEN + 32 * MIB);
+    disk.embed(MIB, &store(Version::Six));
+    write_gpt(&mut disk, Guid::seeded(1), &[Partition { kind: TYPE_VMFS, name: "store", start: MIB, len: LEN }]);
+    let path = saved(folder.path(), "own.img", &disk);
+    for options in [&[path.to_str().unwrap()][..], &[path.to_str().unwrap(), "--deep"]] {
+        let (file, codes) = scanned(0, options);
+        assert!(file.is_some() && codes.is_empty(), "{codes:?}");
+    }
+}
+
+/// Two pairs of images of one spanned datastore, taken at two times.
+#[test]
+fn images_of_two_times_are_not_mixed() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Vmfs::new(VmfsSpec { extents: vec![LEN, LEN], ..VmfsSpec::new(Version::Six, 0) });
+    store.file("old", Content::bytes(*b"old\n"), &Layout::default());
+    let mut later = store.clone();
+    later.set_time(1_900_000_000);
+    later.file("new", Content::bytes(*b"new\n"), &Layout::default());
+    let mut all = Vec::new();
+    for (name, store) in [("a", store), ("b", later)] {
+        fs::create_dir(folder.path().join(name)).unwrap();
+        for (i, device) in store.finish().iter().enumerate() {
+            all.push(saved(&folder.path().join(name), &format!("{i}.img"), device));
+        }
+    }
+    let all: Vec<&str> = all.iter().map(|path| path.to_str().unwrap()).collect();
+    for order in [[0, 1, 2, 3], [3, 0, 2, 1], [2, 3, 0, 1]] {
+        let given: Vec<&str> = order.iter().map(|i| all[*i]).collect();
+        let rows = records(0, [&["scan", "--json"], &given[..]].concat());
+        let copies: Vec<&str> =
+            rows.iter().filter(|row| row["code"] == "SET-COPY").map(|row| row["text"].as_str().unwrap()).collect();
+        assert_eq!(copies.len(), 2, "{order:?}: {copies:?}");
+        assert!(
+            copies.iter().any(|text| text.contains("b/0.img is used, its last change is the later one")),
+            "{copies:?}"
+        );
+        assert!(copies.iter().any(|text| text.contains("b/1.img is used")), "{order:?}: {copies:?}");
+        assert_eq!(rows.iter().filter(|row| row["record"] == "store").count(), 1, "{order:?}");
+        let listed = String::from_utf8(expect(0, [&["ls", "-R"], &given[..1], &with(&given[1..])].concat())).unwrap();
+        assert!(listed.lines().any(|line| line.ends_with("/new")), "{order:?}: {listed}");
+    }
+}
+
+fn with<'a>(others: &[&'a str]) -> Vec<&'a str> {
+    others.iter().flat_map(|other| ["--with", other]).collect()
+}
+
+/// The same on a volume that a host made: a copy, not the corpus, is damaged.
+#[test]
+fn a_real_volume_without_its_headers_is_listed() {
+    let test = "a_real_volume_without_its_headers_is_listed";
+    for name in ["vmfs5", "vmfs6"] {
+        let Some(image) = common::unpacked(test, &format!("vmfs/{name}.bin.gz")) else { return };
+        let folder = tempfile::tempdir_in(image.parent().unwrap()).unwrap();
+        let path = folder.path().join("damaged.img");
+        let copied = std::process::Command::new("cp").arg("--sparse=always").arg(&image).arg(&path).status();
+        assert!(copied.is_ok_and(|status| status.success()));
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xA5; 20 << 20], 0).unwrap();
+        let path = path.to_str().unwrap();
+        let rows = records(1, ["scan", "--json", path]);
+        let codes: Vec<_> = rows.iter().filter(|row| row["record"] == "finding").map(|row| &row["code"]).collect();
+        assert!(["LVM-GONE", "VMFS-HEADER"].iter().all(|code| codes.contains(&&serde_json::json!(code))), "{codes:?}");
+        let names = |path: &str| {
+            let listed = String::from_utf8(common::vdrecover(["ls", "-R", path]).stdout).unwrap();
+            let store = listed.lines().filter_map(|line| line.trim_start_matches('/').strip_prefix("store/"));
+            store.filter_map(|path| Some(path.split_once('/')?.1.to_owned())).collect::<Vec<_>>()
+        };
+        let found = names(path);
+        assert_eq!(found, names(image.to_str().unwrap()), "{name}");
+        assert!(found.len() > 100, "{name}: {found:?}");
+        let bytes = expect(1, ["cat", &format!("{path}::store/datastore/small")]);
+        assert_eq!(bytes, b"tiny\n", "{name}");
+    }
+}
