@@ -25,10 +25,10 @@ fn at(image: &Path, path: &str) -> String {
 /// A sample on the disk of the machine.
 fn sample(folder: &Path, name: &str) -> PathBuf {
     let made = SAMPLES.iter().find(|sample| sample.name == name).unwrap().build().finish();
-    save(folder, made)
+    save(folder, &made)
 }
 
-fn save(folder: &Path, devices: Vec<vdrecover_testdata::Device>) -> PathBuf {
+fn save(folder: &Path, devices: &[vdrecover_testdata::Device]) -> PathBuf {
     let path = folder.join("store.img");
     devices[0].save(&path).unwrap();
     path
@@ -48,11 +48,11 @@ fn paths(found: &BTreeMap<String, Value>) -> Vec<&str> {
 fn a_real_datastore_that_was_formatted_over() {
     let Some(image) = unpacked("a_real_datastore_that_was_formatted_over", "vmfs/zero6.bin.gz") else { return };
     let found = found(&image);
-    let test = "found/reformatted/test";
-    let gone = ["c19_r0", "c19_r1", "c19_r2", "c19_r3", "c19_r6"].map(|spot| format!("{test}/orphan_{spot}"));
+    let dir = "found/reformatted/test";
+    let gone = ["c19_r0", "c19_r1", "c19_r2", "c19_r3", "c19_r6"].map(|spot| format!("{dir}/orphan_{spot}"));
     let mut want: Vec<&str> = gone.iter().map(String::as_str).collect();
-    let (flat, raw, text) = (format!("{test}/test-flat.vmdk"), format!("{test}/test.raw"), format!("{test}/test.vmdk"));
-    want.extend(["found/reformatted", test, &flat, &raw, &text]);
+    let (flat, raw, said) = (format!("{dir}/test-flat.vmdk"), format!("{dir}/test.raw"), format!("{dir}/test.vmdk"));
+    want.extend(["found/reformatted", dir, &flat, &raw, &said]);
     want.sort_unstable();
     assert_eq!(paths(&found), want);
     for path in &gone {
@@ -61,8 +61,8 @@ fn a_real_datastore_that_was_formatted_over() {
         assert_eq!(facts, (&"deleted".into(), &0.into(), &"place".into()), "{path}");
     }
     assert_eq!((&found[&flat]["size"], &found[&flat]["named_by"]), (&(100_u64 << 30).into(), &"folder".into()));
-    assert_eq!((&found[test]["named_by"], &found[test]["state"]), (&"config".into(), &"reformatted".into()));
-    let text = String::from_utf8(expect(1, ["cat", &at(&image, &text)])).unwrap();
+    assert_eq!((&found[dir]["named_by"], &found[dir]["state"]), (&"config".into(), &"reformatted".into()));
+    let text = String::from_utf8(expect(1, ["cat", &at(&image, &said)])).unwrap();
     assert!(text.starts_with("# Disk DescriptorFile\n") && text.contains("RW 209715200 VMFS \"test-flat.vmdk\""));
     let told: Vec<Value> = records(0, ["scan", "--json", image.to_str().unwrap()]);
     let told = told.iter().filter(|row| row["record"] == "unlinked");
@@ -154,7 +154,7 @@ fn a_description_names_its_disk() {
     for n in 0..20 {
         store.file(&format!("later-{n}"), Content::bytes(*b"x"), &auto);
     }
-    let image = save(folder.path(), store.finish());
+    let image = save(folder.path(), &store.finish());
     let found = found(&image);
     let named: BTreeMap<&str, &str> =
         found.iter().filter_map(|(path, row)| Some((path.as_str(), row["named_by"].as_str()?))).collect();
