@@ -228,7 +228,7 @@ fn file(six: bool, levels: u32, len: u64, pointers: &[(usize, u64)]) -> File {
         links: 1,
         kind: Type::File,
         len,
-        blocks: 0,
+        blocks: pointers.iter().filter(|(_, raw)| *raw != 0).count() as u64,
         modified: 0,
         changed: 0,
         accessed: 0,
