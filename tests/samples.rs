@@ -207,7 +207,8 @@ impl Store {
         // Nothing leads to the blocks of a folder that lost its pointers.
         let reachable = folder.is_none_or(|(folder, _)| folder.how != Deletion::Esxi);
         assert!(known || !remains.name || !reachable, "{about}: its entry is there, {find:?}");
-        if let (Some((folder, _)), true) = (folder, known || self.name.contains("vmfs6")) {
+        let placed = known && find.named != Named::Journal;
+        if let (Some((folder, _)), true) = (folder, placed || self.name.contains("vmfs6")) {
             assert_eq!(find.parent.map(|id| id.0 & 0xFFFF_FFFF), Some(folder.located.fd.into()), "{about}: {find:?}");
         }
     }
