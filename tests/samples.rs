@@ -223,7 +223,7 @@ impl Store {
         if gone.content.is_some() {
             check_remains(&*self.tree.open(find.entry.id).unwrap(), gone, remains, &gone.path);
         }
-        find.named == Named::Journal
+        find.named != Named::Place
     }
 
     fn check_audit(&self) {
