@@ -6,7 +6,7 @@ use crate::ranges::RangeSet;
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
-use vdrecover_formats::{Find, Finding, Layer, NodeId, Note, Place, Tree, Trust, Use, walk};
+use vdrecover_formats::{Finding, Layer, NodeId, Note, Place, Tree, Trust, Use, walk};
 
 /// What the pass found.
 #[derive(Debug, Default)]
@@ -26,8 +26,6 @@ pub struct StoreAudit {
     pub used: u64,
     /// Bytes that the store says are free.
     pub free: u64,
-    /// Nodes that no folder lists.
-    pub finds: Vec<Find>,
 }
 
 /// What one part of one store said.
@@ -73,10 +71,6 @@ pub fn run(case: &Case, progress: &Progress) -> Audit {
                 }
             }
         }
-        tree.finds(&mut |find| {
-            sum.finds.push(find);
-            ControlFlow::Continue(())
-        });
         sum.used = RangeSet::build(own).total();
         for finding in shared(data) {
             audit.findings.push(Noted { about: about.clone(), finding });

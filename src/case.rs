@@ -7,6 +7,7 @@
 
 mod discover;
 mod folder;
+mod found;
 mod hashes;
 mod item;
 mod keep;
@@ -18,6 +19,7 @@ mod search;
 mod sources;
 mod wants;
 
+pub use found::{Found, FoundNode};
 pub use hashes::{Hashes, identity};
 pub use item::{Filled, Item, ItemId, Origin, State};
 pub use machines::{Machine, MachineDisk, Snapshot};
@@ -34,10 +36,10 @@ use folder::Folder;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use vdrecover_formats::note::Sink;
 use vdrecover_formats::tree::Lister;
-use vdrecover_formats::{Bytes, Entry, Error, Finding, Node, NodeId, Pool, Tree, Trust};
+use vdrecover_formats::{Bytes, Entry, Error, Find, Finding, Node, NodeId, Pool, Tree, Trust};
 
 /// What a case is opened with.
 #[derive(Clone, Debug, Default)]
@@ -116,6 +118,8 @@ pub struct Case {
     pub items: Vec<Item>,
     /// Every tree of files that was found.
     pub stores: Vec<Store>,
+    /// What searches of the stores' free space put together, each with the store.
+    searched: Vec<(usize, Arc<dyn Tree>)>,
     /// Virtual machines.
     pub machines: Vec<Machine>,
     /// Disks that belong to no machine.
@@ -123,6 +127,8 @@ pub struct Case {
     /// What was observed on the way.
     pub findings: Vec<Noted>,
     names: Names,
+    /// What no folder lists any more, once somebody looked.
+    found: OnceLock<Found>,
     /// The folders of the host in which sources lie: listed once, however many ask what lies beside them.
     folders: Mutex<HashMap<PathBuf, Arc<Folder>>>,
 }
@@ -140,13 +146,18 @@ impl Case {
             failed: Vec::new(),
             items: Vec::new(),
             stores: Vec::new(),
+            searched: Vec::new(),
             machines: Vec::new(),
             loose: Vec::new(),
             findings: Vec::new(),
             names: Names::default(),
+            found: OnceLock::new(),
             folders: Mutex::default(),
         };
         discover::run(&mut case, options, progress)?;
+        if options.deep {
+            search::run(&mut case, progress);
+        }
         machines::find(&mut case);
         case.names = names::build(&case);
         Ok(case)
@@ -192,12 +203,29 @@ impl Case {
         self.names.target(id)
     }
 
+    /// What no folder of any store lists any more. Looked for once, by whoever asks first.
+    pub fn lost(&self) -> &Found {
+        if let Some(found) = self.found.get() {
+            return found;
+        }
+        // No lock is held meanwhile: two that ask at once come to the same.
+        let found = found::build(self);
+        self.found.get_or_init(|| found)
+    }
+
+    /// The tree of a node, and the number that its nodes are composed with; 0 where they are composed already.
     fn tree(&self, id: NodeId) -> Result<(&dyn Tree, u64), Error> {
         let number = id.0 / NodeId::LIMIT;
+        if number == found::NUMBER {
+            return Ok((self.lost().names(), 0));
+        }
         if number == 0 {
             return Ok((&self.names, 0));
         }
         let index = usize::try_from(number - 1).map_err(|_| Error::NotFound)?;
+        if let Some(index) = index.checked_sub(discover::MAX_STORES) {
+            return self.searched.get(index).map(|(_, tree)| (&**tree, number)).ok_or(Error::NotFound);
+        }
         self.stores.get(index).map(|store| (&*store.tree, number)).ok_or(Error::NotFound)
     }
 }
@@ -243,6 +271,10 @@ impl Tree for Case {
 
     fn open(&self, id: NodeId) -> Result<Bytes, Error> {
         self.tree(id)?.0.open(inner(id))
+    }
+
+    fn found(&self, id: NodeId) -> Option<Find> {
+        self.lost().get(id).map(|node| node.find.clone())
     }
 
     fn parts(&self) -> u32 {

@@ -1,5 +1,6 @@
 //! How whole something is, read off its map without reading it.
 
+use serde_json::{Value, json};
 use vdrecover_formats::{Layer, Place, Trust, Why, walk};
 
 /// What the map of a layer says of its health.
@@ -13,6 +14,10 @@ pub struct Health {
     pub data: u64,
     /// Bytes that read as zeros because nothing was written there, or a table says so.
     pub empty: u64,
+    /// Of them, those where a table says so.
+    pub zero: u64,
+    /// Of the missing ones, those that somebody else has by now.
+    pub overwritten: u64,
     /// Why bytes can't be had, each reason once.
     pub reasons: Vec<Why>,
     /// Whether the map was too long to look at to its end: then the numbers are lower bounds.
@@ -20,6 +25,15 @@ pub struct Health {
 }
 
 impl Health {
+    /// The sums of a find, for JSON: what is good, never written, said to be zero, others' by now, and lost otherwise.
+    #[must_use]
+    pub fn sums(&self) -> Value {
+        json!({
+            "good": self.data, "hole": self.empty - self.zero, "zero": self.zero, "overwritten": self.overwritten,
+            "lost": self.missing - self.overwritten,
+        })
+    }
+
     /// Whether nothing is missing and nothing is doubted, as far as was looked.
     #[must_use]
     pub fn is_sound(&self) -> bool {
@@ -41,11 +55,16 @@ pub fn of(layer: &dyn Layer, runs: usize) -> Health {
         match run.place {
             Place::Lost(loss) => {
                 health.missing += run.len;
+                health.overwritten += if loss.why == Why::Overwritten { run.len } else { 0 };
                 if !health.reasons.contains(&loss.why) {
                     health.reasons.push(loss.why);
                 }
             }
-            Place::Zero | Place::Hole => health.empty += run.len,
+            Place::Hole => health.empty += run.len,
+            Place::Zero => {
+                health.empty += run.len;
+                health.zero += run.len;
+            }
             Place::Own | Place::Coded(_) | Place::Below { .. } => health.data += run.len,
         }
     }

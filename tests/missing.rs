@@ -160,7 +160,7 @@ fn a_datastore_whose_device_header_is_destroyed() {
     let magic = position(&file, &0xC001_D00D_u32.to_le_bytes());
     file.write_all_at(&[0; 512], magic).unwrap();
     let text = String::from_utf8(expect(1, ["scan", arg(&path)])).unwrap();
-    assert!(text.contains("SWEEP-BUILD") && text.contains("VMFS"), "{text}");
+    assert!(text.contains("LVM-HEADER") && text.contains("DATASTORE small"), "{text}");
 }
 
 #[test]

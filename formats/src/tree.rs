@@ -74,7 +74,7 @@ impl Kind {
 }
 
 /// Evidence classes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
     /// Linked from the root.
     #[default]
@@ -256,10 +256,16 @@ pub trait Tree: Debug + Send + Sync {
     /// Content: of a file, a stream, an attribute; of a symlink its text.
     fn open(&self, id: NodeId) -> Result<Bytes, Error>;
 
-    /// Nodes that no directory lists, from the structures alone, in an order that never changes. What lies in a found
-    /// folder is listed by that folder and not told again.
+    /// Nodes that no directory lists, from the structures alone, each once and in an order that never changes. What
+    /// lies in a folder that was found itself is told with that folder as its parent; parents make no loops.
     fn finds(&self, sink: Finder<'_>) {
         let _ = sink;
+    }
+
+    /// What is told of a node that was found. `None` for all others.
+    fn found(&self, id: NodeId) -> Option<Find> {
+        let _ = id;
+        None
     }
 
     /// How free space is searched for more.

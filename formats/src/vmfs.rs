@@ -18,16 +18,19 @@ pub mod descriptor;
 pub mod directory;
 pub mod file;
 mod finds;
+mod former;
 mod fragment;
 pub mod hash;
 pub mod header;
 pub mod heartbeat;
+pub mod heir;
 pub mod journal;
 pub mod lvm;
 pub mod owner;
 mod pieces;
 mod rebuild;
 pub mod resource;
+mod rivals;
 mod sweep;
 mod system;
 #[cfg(test)]
@@ -130,7 +133,7 @@ fn measured(mut device: Device, memo: &Memo) -> Device {
     let lv: Bytes = Arc::new(Logical::new(device.clone(), []));
     let Ok(found) = rebuild::header(&lv, memo) else { return device };
     (device.volume.uuid, device.volume.snapshot_id) = (found.header.lv_uuid, found.header.lv_snapshot_id);
-    let volume = Volume::home(found.header, &found.lv, None, &memo.share());
+    let volume = Volume::with(found.header, &found.lv, None, &memo.share());
     let Some(len) = rebuild::length(&volume) else { return device };
     let have = device.bytes.len().saturating_sub(device.data_offset);
     if device.major != 0 {
@@ -249,7 +252,7 @@ fn join(device: &Device, others: &[Option<Bytes>], memo: &Memo) -> Result<Conten
     }
     let lv: Bytes = Arc::<Logical>::clone(&logical);
     let found = rebuild::header(&lv, memo)?;
-    let volume = Volume::with(found.header, &found.lv, Some(logical), memo);
+    let volume = Volume::replayed(found.header, &found.lv, Some(logical), memo);
     if let Some(text) = found.text {
         let at = volume.space.physical(header::HEADER_AT);
         let text = format!("the header of the file system {text}");
@@ -291,6 +294,15 @@ fn header_facts(header: &Header, facts: &mut Vec<Fact>) {
     fact("vmfs_file_block_size", size(header.file_shift));
     fact("vmfs_sub_block_size", size(header.sub_shift));
     fact("vmfs_metadata_alignment", Value::Bytes(header.md));
+    if let Some(priority) = header.unmap_priority {
+        // The words are those of ESXi; only "low" was seen on disk.
+        let word = match priority {
+            0 => "none".into(),
+            1 => "low".into(),
+            other => format!("{other}"),
+        };
+        fact("vmfs_unmap_priority", word.into());
+    }
 }
 
 /// A version as `ESXi` shows it: 24.82 on disk is VMFS-6.82, 14.81 is VMFS-5.81.

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use vdrecover_formats::adapt::Damaged;
 use vdrecover_formats::vmfs::address::{Address, FdAddress};
 use vdrecover_formats::vmfs::descriptor::Origin;
+use vdrecover_formats::vmfs::header::Header;
 use vdrecover_formats::vmfs::journal::{self, Standing};
 use vdrecover_formats::vmfs::lvm::{Device as Lvm, Logical};
 use vdrecover_formats::vmfs::resource::Resource;
@@ -64,7 +65,7 @@ fn datastore(bytes: Bytes) -> Arc<dyn Tree> {
 fn volume(bytes: &Bytes) -> Volume {
     let logical = Arc::new(Logical::new(Lvm::load(bytes).unwrap(), []));
     let lv: Bytes = Arc::<Logical>::clone(&logical);
-    Volume::load(&lv, Some(logical), &Pool::new(32 << 20).share()).unwrap()
+    Volume::replayed(Header::load(&*lv).unwrap(), &lv, Some(logical), &Pool::new(32 << 20).share())
 }
 
 fn findings(tree: &dyn Tree) -> Vec<Finding> {

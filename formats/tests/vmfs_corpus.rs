@@ -184,7 +184,7 @@ fn deleted_and_reformatted_files_are_reported() {
     assert_eq!(deleted, ["orphan_c19_r0", "orphan_c19_r1", "orphan_c19_r2", "orphan_c19_r3", "orphan_c19_r6"]);
     let names: Vec<_> = of(State::Reformatted).map(|entry| (entry.kind, &entry.name[..])).collect();
     let expected: [(Kind, &[u8]); 3] =
-        [(Kind::File, b"test-flat.vmdk"), (Kind::File, b"test.vmdk"), (Kind::Dir, b"orphan_c30_r0")];
+        [(Kind::Dir, b"orphan_c30_r0"), (Kind::File, b"test-flat.vmdk"), (Kind::File, b"test.vmdk")];
     assert_eq!(names, expected);
     let called = |name: &[u8]| of(State::Reformatted).find(|entry| entry.name == name).unwrap().id;
     assert_eq!(tree.node(called(b"test-flat.vmdk")).unwrap().len, 100 * GIB);

@@ -35,7 +35,7 @@ const MAX_FILES: usize = 2_000_000;
 /// would make the sum of them the square of their number.
 const MAX_PATH: usize = 4096;
 /// Stores of a case: each has 48 of the 64 bits of a node's number to itself.
-const MAX_STORES: usize = 50_000;
+pub(super) const MAX_STORES: usize = 50_000;
 
 /// Opens everything that `options` names.
 pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) -> Result<()> {
@@ -725,7 +725,11 @@ fn ranked(bytes: &Bytes) -> Vec<(u8, &'static Format)> {
 }
 
 /// Opens a layer with the best format that can. The ones that could not leave a finding.
-fn recognise(bytes: &Bytes, case: &Case, may: impl Fn(Holds) -> bool) -> (&'static Format, Opened, Vec<Finding>) {
+pub(super) fn recognise(
+    bytes: &Bytes,
+    case: &Case,
+    may: impl Fn(Holds) -> bool,
+) -> (&'static Format, Opened, Vec<Finding>) {
     let mut failed = Vec::new();
     for (score, format) in ranked(bytes).into_iter().filter(|(_, format)| may(format.holds)) {
         match (format.open)(bytes, &case.pool.share()) {

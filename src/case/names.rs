@@ -14,12 +14,39 @@ use vdrecover_formats::{Bytes, Content, Entry, Error, Kind, Node, NodeId, State,
 pub struct Names {
     /// The node `n` is at `n - 1`; the root is 1, as the mount wants it.
     nodes: Vec<Named>,
+    /// What the numbers of its nodes start with.
+    base: u64,
 }
 
 #[derive(Debug)]
 enum Named {
-    Dir(BTreeMap<Vec<u8>, (NodeId, Kind)>),
-    Disk { target: Target, node: Node },
+    Dir {
+        entries: BTreeMap<Vec<u8>, Linked>,
+        node: Node,
+    },
+    Disk {
+        target: Target,
+        node: Node,
+    },
+    /// A disk put together of what was found.
+    Made {
+        bytes: Bytes,
+        node: Node,
+    },
+}
+
+/// What a name leads to.
+#[derive(Clone, Copy, Debug)]
+struct Linked {
+    id: NodeId,
+    kind: Kind,
+    state: State,
+}
+
+impl Linked {
+    fn entry(self, name: &[u8], next: u64) -> Entry {
+        Entry { name: name.to_vec(), id: self.id, kind: self.kind, state: self.state, next }
+    }
 }
 
 /// A disk or volume that the case made a name for.
@@ -43,32 +70,59 @@ impl Names {
         }
     }
 
+    /// Names whose nodes' numbers start with `base`, with a root.
+    pub(super) fn based(base: u64) -> Self {
+        let mut names = Self { nodes: Vec::new(), base };
+        names.push(Named::Dir { entries: BTreeMap::new(), node: Node::plain(Kind::Dir, 0, 0o555) });
+        names
+    }
+
     fn get(&self, id: NodeId) -> Result<&Named, Error> {
-        let at = usize::try_from(id.0).ok().and_then(|at| at.checked_sub(1));
+        let at = usize::try_from(super::inner(id).0).ok().and_then(|at| at.checked_sub(1));
         at.and_then(|at| self.nodes.get(at)).ok_or(Error::NotFound)
     }
 
     fn push(&mut self, named: Named) -> NodeId {
         self.nodes.push(named);
-        NodeId(self.nodes.len() as u64)
+        NodeId(self.base | self.nodes.len() as u64)
     }
 
     fn link(&mut self, dir: NodeId, name: &[u8], id: NodeId, kind: Kind) {
+        self.link_as(dir, name, id, kind, State::Live);
+    }
+
+    /// Gives a node a name in a folder; the name that it got, which is another where the folder has it already.
+    pub(super) fn link_as(&mut self, dir: NodeId, name: &[u8], id: NodeId, kind: Kind, state: State) -> Vec<u8> {
         let name = safe(name);
-        if let Some(Named::Dir(entries)) = usize::try_from(dir.0 - 1).ok().and_then(|at| self.nodes.get_mut(at)) {
+        let at = usize::try_from(super::inner(dir).0).ok().and_then(|at| at.checked_sub(1));
+        if let Some(Named::Dir { entries, .. }) = at.and_then(|at| self.nodes.get_mut(at)) {
             let free = |name: &[u8]| !entries.contains_key(name);
             // Callers keep names apart; this catches what two hostile names become when they are made safe.
             let name = (1..=entries.len() + 1)
                 .map(|n| if n == 1 { name.clone() } else { [name.as_slice(), format!("~{n}").as_bytes()].concat() })
                 .find(|name| free(name));
-            entries.extend(name.map(|name| (name, (id, kind))));
+            entries.extend(name.clone().map(|name| (name, Linked { id, kind, state })));
+            return name.unwrap_or_default();
         }
+        name
     }
 
     fn dir(&mut self, parent: NodeId, name: &[u8]) -> NodeId {
-        let id = self.push(Named::Dir(BTreeMap::new()));
-        self.link(parent, name, id, Kind::Dir);
-        id
+        self.dir_as(parent, name, Node::plain(Kind::Dir, 0, 0o555), State::Live).0
+    }
+
+    /// A folder of the case's own that stands for another one.
+    pub(super) fn dir_as(&mut self, parent: NodeId, name: &[u8], node: Node, state: State) -> (NodeId, Vec<u8>) {
+        let id = self.push(Named::Dir { entries: BTreeMap::new(), node });
+        let name = self.link_as(parent, name, id, Kind::Dir, state);
+        (id, name)
+    }
+
+    /// A disk that was put together.
+    pub(super) fn made(&mut self, parent: NodeId, name: &[u8], bytes: Bytes, node: Node) {
+        let state = node.state;
+        let id = self.push(Named::Made { bytes, node });
+        self.link_as(parent, name, id, Kind::File, state);
     }
 
     fn disk(
@@ -96,8 +150,8 @@ pub(super) fn safe(name: &[u8]) -> Vec<u8> {
 
 /// Makes the names of a case.
 pub(super) fn build(case: &Case) -> Names {
-    let mut names = Names::default();
-    let root = names.push(Named::Dir(BTreeMap::new()));
+    let mut names = Names::based(0);
+    let root = ROOT;
     if !case.machines.is_empty() {
         let vms = names.dir(root, b"vms");
         for machine in &case.machines {
@@ -127,6 +181,10 @@ pub(super) fn build(case: &Case) -> Names {
         for (index, store) in case.stores.iter().enumerate().filter(|(_, store)| store.shown) {
             names.link(dir, &store.name, compose(index, store.tree.root()), Kind::Dir);
         }
+    }
+    // What is in it is looked for when somebody looks into it.
+    if super::found::is_possible(case) {
+        names.link(root, b"found", super::found::ROOT, Kind::Dir);
     }
     names
 }
@@ -277,26 +335,24 @@ fn volumes(case: &Case, item: ItemId) -> Vec<(Vec<u8>, Target)> {
 
 impl Tree for Names {
     fn root(&self) -> NodeId {
-        ROOT
+        NodeId(self.base | ROOT.0)
     }
 
     fn node(&self, id: NodeId) -> Result<Node, Error> {
         match self.get(id)? {
-            Named::Dir(entries) => {
-                let dirs = entries.values().filter(|(_, kind)| *kind == Kind::Dir).count();
-                Ok(Node { links: u32::try_from(dirs + 2).unwrap_or(u32::MAX), ..Node::plain(Kind::Dir, 0, 0o555) })
+            Named::Dir { entries, node } => {
+                let dirs = entries.values().filter(|linked| linked.kind == Kind::Dir).count();
+                Ok(Node { links: u32::try_from(dirs + 2).unwrap_or(u32::MAX), ..node.clone() })
             }
-            Named::Disk { node, .. } => Ok(node.clone()),
+            Named::Disk { node, .. } | Named::Made { node, .. } => Ok(node.clone()),
         }
     }
 
     fn list(&self, dir: NodeId, from: u64, sink: Lister<'_>) -> Result<(), Error> {
-        let Named::Dir(entries) = self.get(dir)? else { return Err(Error::NotFolder) };
+        let Named::Dir { entries, .. } = self.get(dir)? else { return Err(Error::NotFolder) };
         let skip = usize::try_from(from).unwrap_or(usize::MAX);
-        for (at, (name, (id, kind))) in entries.iter().enumerate().skip(skip) {
-            let next = at as u64 + 1;
-            let entry = Entry { name: name.clone(), id: *id, kind: *kind, state: State::Live, next };
-            if sink(Ok(entry)) == ControlFlow::Break(()) {
+        for (at, (name, linked)) in entries.iter().enumerate().skip(skip) {
+            if sink(Ok(linked.entry(name, at as u64 + 1))) == ControlFlow::Break(()) {
                 break;
             }
         }
@@ -304,21 +360,15 @@ impl Tree for Names {
     }
 
     fn lookup(&self, dir: NodeId, name: &[u8]) -> Result<Option<Entry>, Error> {
-        let Named::Dir(entries) = self.get(dir)? else { return Err(Error::NotFolder) };
-        let found = entries.get(name).map(|(id, kind)| Entry {
-            name: name.to_vec(),
-            id: *id,
-            kind: *kind,
-            state: State::Live,
-            next: 0,
-        });
-        Ok(found)
+        let Named::Dir { entries, .. } = self.get(dir)? else { return Err(Error::NotFolder) };
+        Ok(entries.get(name).map(|linked| linked.entry(name, 0)))
     }
 
     fn open(&self, id: NodeId) -> Result<Bytes, Error> {
         match self.get(id)? {
-            Named::Dir(_) => Err(Error::NotFile),
+            Named::Dir { .. } => Err(Error::NotFile),
             Named::Disk { target, .. } => Ok(target.bytes.clone()),
+            Named::Made { bytes, .. } => Ok(bytes.clone()),
         }
     }
 }
@@ -329,8 +379,8 @@ mod tests {
 
     #[test]
     fn hostile_names_are_made_safe_and_kept_apart() {
-        let mut names = Names::default();
-        let root = names.push(Named::Dir(BTreeMap::new()));
+        let mut names = Names::based(0);
+        let root = ROOT;
         for name in [&b"../x"[..], b".._x", b"..", b"", b"a\0b"] {
             names.dir(root, name);
         }

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::ops::ControlFlow;
 use vdrecover_formats::note::Sink;
 use vdrecover_formats::tree::Lister;
-use vdrecover_formats::{Bytes, Entry, Error, Kind, Node, NodeId, Tree};
+use vdrecover_formats::{Bytes, Entry, Error, Find, Kind, Node, NodeId, Tree};
 
 /// Which parts of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Parts {
     pub whole_store: bool,
     /// Volumes and what is in them.
     pub files: bool,
+    /// What no folder lists any more.
+    pub found: bool,
 }
 
 /// A case without what was not asked for.
@@ -42,6 +44,7 @@ impl<'a> Pick<'a> {
         pick.hide(b"vms", !parts.vms && !parts.snapshots);
         pick.hide(b"disks", !parts.disks || alone);
         pick.hide(b"files", !parts.files);
+        pick.hide(b"found", !parts.found || alone);
         pick.hide(b"store", (!parts.store && !parts.whole_store) || alone);
         for own in &case.machines {
             let path = [b"vms/", super::names::safe(&own.name).as_slice()].concat();
@@ -55,6 +58,10 @@ impl<'a> Pick<'a> {
         }
         if !parts.whole_store {
             pick.hide_disks();
+        }
+        // What a disk was put together of is written as that disk.
+        if parts.found && !alone && !parts.whole_store {
+            pick.hidden.extend(case.lost().parts());
         }
         pick
     }
@@ -130,6 +137,10 @@ impl Tree for Pick<'_> {
 
     fn open(&self, id: NodeId) -> Result<Bytes, Error> {
         self.case.open(id)
+    }
+
+    fn found(&self, id: NodeId) -> Option<Find> {
+        self.case.found(id)
     }
 
     fn parts(&self) -> u32 {

@@ -1,12 +1,14 @@
 //! Searching the free space of a tree for what is left of files that nothing names any more.
 
+use super::{Case, Noted};
 use crate::progress::Progress;
 use crate::ranges::RangeSet;
 use crate::sweep::{SweepOptions, sweep};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use vdrecover_formats::format::{Clue, Holds, Sweep, score};
 use vdrecover_formats::link::Opened;
-use vdrecover_formats::{Bytes, Error, Finding, Format, Layer, Memo, Tree, Trust};
+use vdrecover_formats::{Bytes, Error, Finding, Format, Layer, Memo, Note, Tree, Trust};
 
 /// Clues of one search, 32 bytes each: a device of 64 TiB that is full has 4 million stretches of 16 MiB to tell of.
 const CLUES: usize = 1 << 22;
@@ -52,6 +54,30 @@ pub fn search(tree: &dyn Tree, options: &SweepOptions, progress: &Progress) -> O
     Some(Searched { tree: (search.build)(&clues), findings })
 }
 
+/// Searches the free space of every store that is shown, and tells what was seen.
+pub(super) fn run(case: &mut Case, progress: &Progress) {
+    for index in 0..case.stores.len() {
+        let store = &case.stores[index];
+        if !store.shown {
+            continue;
+        }
+        let about = store.item.map_or_else(|| super::item::text(&store.name), |item| case.label(item));
+        let Some(Searched { tree, mut findings }) = search(&*store.tree, &SweepOptions::default(), progress) else {
+            continue;
+        };
+        for part in 0..tree.parts() {
+            let _ = tree.audit(part, &mut |note| {
+                if let Note::Finding(finding) = note {
+                    findings.push(finding);
+                }
+                ControlFlow::Continue(())
+            });
+        }
+        case.findings.extend(findings.into_iter().map(|finding| Noted { about: about.clone(), finding }));
+        case.searched.push((index, tree));
+    }
+}
+
 fn never(_: &dyn Layer) -> u8 {
     score::NONE
 }
@@ -68,7 +94,6 @@ fn refuse_all(_: &Bytes, _: &Memo, _: &[Clue]) -> Result<Opened, Error> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use std::ops::ControlFlow;
     use vdrecover_formats::adapt::{Blank, Concat, Memory};
     use vdrecover_formats::format::Window;
     use vdrecover_formats::tree::{Entry, Find, Finder, Lister, Named, Node, NodeId, Search, State};

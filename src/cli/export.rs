@@ -5,7 +5,7 @@ use super::out::Out;
 use super::{Global, Outcome, size};
 use crate::case::{Case, Hashes};
 use crate::digest::Digest;
-use crate::export::folder::{FolderOptions, Foldered, export_folder};
+use crate::export::folder::{FolderOptions, Foldered, Tally, export_folder};
 use crate::export::{Dest, Evidence, ExportOptions, Exported, Hashing, Refused, export};
 use crate::locator::{self, Locator};
 use crate::progress::Progress;
@@ -264,6 +264,11 @@ pub(super) fn tell_folder(done: &Foldered, output: &Path, out: &mut Out) -> Resu
             "others": tally.others, "failed": tally.failed, "written": tally.data_bytes,
             "missing": tally.lost_bytes, "trust": done.trust.word(),
             "manifest": done.manifest.display().to_string(), "resumed": done.resumed,
+            "found": {
+                "files": done.finds.files, "damaged": done.finds.damaged, "folders": done.finds.folders,
+                "others": done.finds.others, "failed": done.finds.failed, "written": done.finds.data_bytes,
+                "missing": done.finds.lost_bytes,
+            },
         }),
     )?;
     let written = report::size(tally.data_bytes);
@@ -273,6 +278,13 @@ pub(super) fn tell_folder(done: &Foldered, output: &Path, out: &mut Out) -> Resu
         tally.folders,
         done.trust.word()
     ))?;
+    let finds = &done.finds;
+    if *finds != Tally::default() {
+        let written = report::size(finds.data_bytes);
+        let gaps = if finds.damaged > 0 { format!(", {} of them with gaps", finds.damaged) } else { String::new() };
+        let failed = if finds.failed > 0 { format!(", {} could not be read", finds.failed) } else { String::new() };
+        out.line(format_args!("found again: {} files, {written} written{gaps}{failed}", finds.files))?;
+    }
     if tally.damaged > 0 {
         let lost = report::size(tally.lost_bytes);
         out.line(format_args!(

@@ -2,7 +2,7 @@
 
 use super::out::Out;
 use super::{Global, Outcome};
-use crate::case::{Case, Hashes};
+use crate::case::{Case, FoundNode, Hashes};
 use crate::health::{self, Health};
 use crate::locator::{self, Locator};
 use crate::report;
@@ -43,9 +43,6 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         listing.folder(start.entry.id, &path)?;
     } else {
         listing.entry(&start.entry, &path)?;
-    }
-    if command.all {
-        listing.unlinked(&path)?;
     }
     let worst = listing.worst;
     let doubts = if start.entry.kind == Kind::Dir { case.doubts(&path) } else { Vec::new() };
@@ -92,6 +89,9 @@ impl Listing<'_> {
                 }
                 self.entry(&entry, &path)?;
             }
+            if self.command.all {
+                self.lost(dir)?;
+            }
             for finding in findings {
                 self.finding(&path, &finding)?;
             }
@@ -106,8 +106,13 @@ impl Listing<'_> {
     }
 
     fn entry(&mut self, entry: &Entry, path: &[u8]) -> Result<()> {
+        self.shown_as(entry, path, self.command.recursive)
+    }
+
+    /// One line, with the whole path or the name only.
+    fn shown_as(&mut self, entry: &Entry, path: &[u8], whole: bool) -> Result<()> {
+        let shown = if whole { path } else { &entry.name };
         if !self.command.long && !self.out.json {
-            let shown = if self.command.recursive { path } else { &entry.name };
             let slash = if entry.kind == Kind::Dir { "/" } else { "" };
             return self.out.line(format_args!("{}{slash}", report::printable(shown)));
         }
@@ -128,6 +133,11 @@ impl Listing<'_> {
         }
         if self.out.json {
             let mut record = record(path, entry, &node, &health);
+            if let Some(find) = (entry.state != State::Live).then(|| self.case.found(entry.id)).flatten() {
+                record["named_by"] = find.named.word().into();
+                record["why"] = find.why.into();
+                record["map"] = health.sums();
+            }
             if let Some(hash) = self.hashes.get(path) {
                 record["sha256"] = hash.into();
             }
@@ -136,7 +146,6 @@ impl Listing<'_> {
         let missing =
             if health.missing > 0 { format!(" {} missing", report::size(health.missing)) } else { String::new() };
         let target = if entry.kind == Kind::Symlink { link_text(self.case, entry.id) } else { String::new() };
-        let shown = if self.command.recursive { path } else { &entry.name };
         self.out.line(format_args!(
             "{} {:>5} {:>5} {:>16} {} {:8} {:8} {}{target}{missing}",
             mode_text(&node),
@@ -160,23 +169,22 @@ impl Listing<'_> {
         Ok(())
     }
 
-    /// Nodes that exist and that no folder lists, of the stores that lie in the path.
-    fn unlinked(&mut self, path: &[u8]) -> Result<()> {
-        for (index, store) in self.case.stores.iter().enumerate() {
-            let own = [b"store/", store.name.as_slice()].concat();
-            if !own.starts_with(path) && !path.starts_with(&own) {
-                continue;
-            }
-            let mut found = Vec::new();
-            store.tree.finds(&mut |find| {
-                found.push(find.entry);
-                ControlFlow::Continue(())
-            });
-            for entry in found {
-                let path = [own.as_slice(), b"/", &entry.name].concat();
-                let composed = Entry { id: crate::case::compose(index, entry.id), ..entry };
-                self.entry(&composed, &path)?;
-            }
+    /// What was in a folder and is listed there no more, under the path that it is found by. At the top of a store also
+    /// that of which nothing says where it was.
+    fn lost(&mut self, dir: NodeId) -> Result<()> {
+        let store = |at: &usize| crate::case::compose(*at, self.case.stores[*at].tree.root()) == dir;
+        let top = (0..self.case.stores.len()).find(store);
+        // A folder of the case's own had nothing that could get lost.
+        if top.is_none() && dir.0 < NodeId::LIMIT {
+            return Ok(());
+        }
+        let lost = self.case.lost();
+        let was_here = |node: &&FoundNode| match node.find.parent {
+            Some(parent) => parent == dir,
+            None => top == Some(node.store),
+        };
+        for node in lost.nodes().iter().filter(was_here) {
+            self.shown_as(&node.find.entry, &node.path, true)?;
         }
         Ok(())
     }

@@ -64,6 +64,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         store: chosen(What::Store),
         whole_store: all,
         files: chosen(What::Files),
+        found: chosen(What::Found),
     };
     let pick = Pick::new(&case, parts, machine);
     let evidence = evidence(&case, &command.images, global)?;

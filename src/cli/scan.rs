@@ -8,13 +8,16 @@ use crate::case::{Case, Machine, MachineDisk, Noted, Origin};
 use crate::health::{self, Health};
 use crate::report::{self, printable};
 use anyhow::Result;
+use base64::Engine as _;
 use clap::Args;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use vdrecover_formats::link::Value as Said;
-use vdrecover_formats::{Content, Kind, Trust};
+use vdrecover_formats::num::narrow;
+use vdrecover_formats::{Content, Entry, Kind, Layer, Node, NodeId, Place, State, Tree, Trust, read, walk};
 
 /// Arguments of `scan`.
 #[derive(Debug, Args)]
@@ -37,10 +40,21 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     scan.stores(&audit)?;
     scan.machines()?;
     scan.loose()?;
-    scan.deleted(&audit)?;
+    scan.lost_and_found(global.deep)?;
     scan.findings(&audit)?;
     scan.next(command, global)?;
     Ok(scan.worst)
+}
+
+/// What was found of one class.
+#[derive(Default)]
+struct Class<'a> {
+    count: usize,
+    len: u64,
+    good: u64,
+    zeros: u64,
+    best: Option<Trust>,
+    shown: Vec<&'a [u8]>,
 }
 
 struct Scan<'a> {
@@ -188,7 +202,7 @@ impl Scan<'_> {
     fn loose(&mut self) -> Result<()> {
         let Ok(Some(dir)) = self.case.find(b"disks") else { return Ok(()) };
         let mut disks = Vec::new();
-        let _ = vdrecover_formats::Tree::list(self.case, dir.id, 0, &mut |entry| {
+        let _ = self.case.list(dir.id, 0, &mut |entry| {
             disks.extend(entry.ok());
             std::ops::ControlFlow::Continue(())
         });
@@ -231,24 +245,75 @@ impl Scan<'_> {
         found
     }
 
-    fn deleted(&mut self, audit: &Audit) -> Result<()> {
-        for (store, found) in self.case.stores.iter().zip(&audit.stores) {
-            if found.finds.is_empty() {
-                continue;
+    fn lost_and_found(&mut self, deep: bool) -> Result<()> {
+        let nodes = self.case.lost().nodes();
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        // Maps of many TiB are read here: on all cores, told in order.
+        let health: Vec<(Node, Health, Option<u64>)> = nodes
+            .par_iter()
+            .map(|node| {
+                let entry = &node.find.entry;
+                let facts = Node { trust: Trust::Doubtful, ..Node::plain(entry.kind, node.len, 0) };
+                let facts = self.case.node(entry.id).unwrap_or(facts);
+                let health = super::ls::content_health(self.case, entry, &facts);
+                // Whether blocks read zero is only known of what was read.
+                let bytes = (deep && entry.kind == Kind::File).then(|| self.case.open(entry.id).ok()).flatten();
+                (facts, health, bytes.map(|bytes| zeros(&*bytes)))
+            })
+            .collect();
+        let mut classes: BTreeMap<State, Class<'_>> = BTreeMap::new();
+        for (node, (facts, health, zeros)) in nodes.iter().zip(&health) {
+            let Entry { id, kind, state, .. } = node.find.entry;
+            let class = classes.entry(state).or_default();
+            class.count += 1;
+            class.len = class.len.saturating_add(node.len);
+            class.good = class.good.saturating_add(health.data);
+            class.zeros = class.zeros.saturating_add(zeros.unwrap_or(0));
+            class.best = Some(class.best.map_or(health.trust, |best| best.min(health.trust)));
+            if class.shown.len() < SHOWN {
+                class.shown.push(&node.path);
             }
-            let mut classes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-            for find in &found.finds {
-                classes.entry(find.entry.state.word()).or_default().push(printable(&find.entry.name));
+            let mut record = json!({
+                "store": printable(&self.case.stores[node.store].name), "path": String::from_utf8_lossy(&node.path),
+                "class": state.word(), "type": kind.word(), "size": node.len, "named_by": node.find.named.word(),
+                "why": node.find.why, "trust": health.trust.word(), "map": health.sums(),
+                "mtime": facts.modified.and_then(report::time), "node": id.0 % NodeId::LIMIT, "reads_zero": zeros,
+            });
+            if std::str::from_utf8(&node.path).is_err() {
+                record["path_b64"] = base64::engine::general_purpose::STANDARD.encode(&node.path).into();
             }
-            self.out.line("")?;
-            self.out.line(format_args!("TRACES OF LOST FILES in {}", printable(&store.name)))?;
-            for (class, names) in classes {
-                self.out
-                    .record("unlinked", json!({"store": printable(&store.name), "class": class, "names": names}))?;
-                let shown = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
-                let more =
-                    if names.len() > SHOWN { format!(", and {} more", names.len() - SHOWN) } else { String::new() };
-                self.out.line(format_args!("  {:3} {class:12} {shown}{more}", names.len()))?;
+            self.out.record("unlinked", record)?;
+        }
+        self.out.line("")?;
+        self.out.line("LOST AND FOUND")?;
+        for store in self.case.stores.iter().filter(|store| store.shown) {
+            let facts = store.item.map_or(&[][..], |item| &self.case.items[item].opened.facts);
+            let unmaps = facts.iter().find(|fact| fact.name == "vmfs_unmap_priority");
+            if let Some(Said::Text(priority)) = unmaps.map(|fact| &fact.value).filter(|_| store.item.is_some()) {
+                let (name, note) = (printable(&store.name), if priority == "none" { "keeps" } else { "may unmap" });
+                self.out.line(format_args!(
+                    "  {name} {note} freed blocks (unmap priority {priority}); what was unmapped reads as zeros"
+                ))?;
+            }
+        }
+        for (state, class) in classes {
+            let names: Vec<String> = class.shown.iter().map(|path| printable(path)).collect();
+            let more = class.count - names.len();
+            let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+            self.out.line(format_args!(
+                "  {:5} {:12} {:>10} long, {:>10} there, {:8}  {}{more}",
+                class.count,
+                state.word(),
+                report::size(class.len),
+                report::size(class.good),
+                class.best.unwrap_or_default().word(),
+                names.join(", ")
+            ))?;
+            if class.zeros > 0 {
+                let zeros = report::size(class.zeros);
+                self.out.line(format_args!("        {zeros} of it reads zero: unmapped or never written"))?;
             }
         }
         Ok(())
@@ -302,6 +367,12 @@ impl Scan<'_> {
             next.push(format!("vdrecover export {}{with} -o {}", at(disk), quoted(file)));
         }
         next.push(format!("vdrecover mount{images} /mnt{options}"));
+        if !self.case.lost().nodes().is_empty() {
+            next.push(format!("vdrecover recover{images}{options} --what found -o DIR"));
+            if !global.deep {
+                next.push(format!("vdrecover scan{images}{options} --deep"));
+            }
+        }
         next.push(format!("vdrecover recover{images}{options} -o DIR"));
         self.out.record("next", json!({"commands": next}))?;
         self.out.line("")?;
@@ -311,6 +382,24 @@ impl Scan<'_> {
         }
         Ok(())
     }
+}
+
+/// Bytes of data that read as zeros, in pieces of a file block.
+fn zeros(layer: &dyn Layer) -> u64 {
+    const PIECE: u64 = 1 << 20;
+    let data = walk(layer, 0..layer.len()).take(health::LISTING);
+    let data = data.filter(|run| matches!(run.place, Place::Own | Place::Below { .. } | Place::Coded(_)));
+    let mut buf = vec![0; narrow(PIECE)];
+    let mut zeros: u64 = 0;
+    for run in data {
+        for at in (run.at..run.at.saturating_add(run.len)).step_by(narrow(PIECE)) {
+            let len = PIECE.min(run.at.saturating_add(run.len) - at);
+            let piece = &mut buf[..narrow(len)];
+            let whole = read(layer, at, piece).is_whole();
+            zeros = zeros.saturating_add(if whole && piece.iter().all(|byte| *byte == 0) { len } else { 0 });
+        }
+    }
+    zeros
 }
 
 /// What a machine's or a disk's owner wants to know first.

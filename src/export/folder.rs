@@ -55,7 +55,9 @@ pub struct FolderOptions {
 pub struct Foldered {
     /// How many of what.
     pub tally: Tally,
-    /// The worst that was met.
+    /// Of what no folder lists any more: that something is missing there is no damage of what was asked for.
+    pub finds: Tally,
+    /// The worst that was met, finds aside.
     pub trust: Trust,
     /// What else is to be said, the first 10,000.
     pub findings: Vec<Finding>,
@@ -279,6 +281,10 @@ fn line_of(line: &Value) -> Vec<u8> {
 
 impl Foldered {
     fn count(&mut self, done: &Done) {
+        if done.dead {
+            self.finds += done.tally.clone();
+            return;
+        }
         self.tally += done.tally.clone();
         self.trust = self.trust.max(done.trust);
         let room = FINDINGS.saturating_sub(self.findings.len());
@@ -288,14 +294,19 @@ impl Foldered {
     fn count_old(&mut self, line: &Value) {
         let word = |key: &str| line.get(key).and_then(Value::as_str).unwrap_or_default();
         let lost = line.get("missing_bytes").and_then(Value::as_u64).unwrap_or(0);
+        let dead = !matches!(word("state"), "" | "live");
+        let tally = if dead { &mut self.finds } else { &mut self.tally };
         match word("type") {
-            "dir" => self.tally.folders += 1,
-            "file" | "stream" if line.get("link").is_some() => self.tally.links += 1,
-            "file" | "stream" => self.tally.files += 1,
-            _ => self.tally.others += 1,
+            "dir" => tally.folders += 1,
+            "file" | "stream" if line.get("link").is_some() => tally.links += 1,
+            "file" | "stream" => tally.files += 1,
+            _ => tally.others += 1,
         }
-        self.tally.damaged += u64::from(lost > 0);
-        self.tally.lost_bytes += lost;
+        tally.damaged += u64::from(lost > 0);
+        tally.lost_bytes += lost;
+        if dead {
+            return;
+        }
         let trusts = [Trust::Inferred, Trust::Doubtful];
         let trust = trusts.into_iter().find(|trust| trust.word() == word("trust"));
         self.trust = self.trust.max(trust.unwrap_or_default());

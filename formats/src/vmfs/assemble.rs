@@ -804,8 +804,8 @@ fn doubt_shared(candidates: &mut [Candidate]) {
 /// been more: descriptors are used again.
 fn deleted(store: &Datastore) -> usize {
     let mut count: usize = 0;
-    let _ = store.find_descriptors(&mut |find| {
-        let fd = super::tree::address(find.entry.id).and_then(|address| store.volume.descriptor(address));
+    let _ = store.tell_finds(&mut |find| {
+        let fd = store.fact(find.entry.id).map(|(fd, _)| fd);
         let of_disk = |fd: &Descriptor| matches!(fd.shape, Shape::Mapped { levels: 1.., .. });
         if find.entry.kind == Kind::File && find.entry.state != State::Orphaned && fd.is_ok_and(|fd| of_disk(&fd)) {
             count = count.saturating_add(1);
@@ -854,7 +854,7 @@ fn hints(store: &Datastore) -> (Vec<Hint>, Option<NodeId>) {
         }
     }
     let mut parents = BTreeSet::new();
-    let _ = store.find_descriptors(&mut |find| {
+    let _ = store.tell_finds(&mut |find| {
         if find.entry.kind == Kind::File {
             let node = store.node(find.entry.id);
             match node.map(|node| node.len) {

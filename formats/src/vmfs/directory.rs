@@ -31,7 +31,7 @@
 //! against the entries, which know their own place and hash, so that either can be lost.
 
 use super::address::FdAddress;
-use super::descriptor::Descriptor;
+use super::descriptor::{Descriptor, Type};
 use super::file::File;
 use super::hash;
 use super::header::Header;
@@ -90,6 +90,19 @@ pub struct Dirent {
     pub next: u64,
 }
 
+/// What is left of an entry that its folder does not have any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// Name.
+    pub name: Vec<u8>,
+    /// Type, as on disk.
+    pub kind: u32,
+    /// Descriptor, if the entry still says which.
+    pub address: Option<FdAddress>,
+    /// Generation of the descriptor when the entry was made.
+    pub generation: u32,
+}
+
 /// Takes entries and what is wrong between them.
 pub type Taker<'s> = &'s mut dyn FnMut(Result<Dirent, Finding>) -> ControlFlow<()>;
 
@@ -108,13 +121,34 @@ impl Folder {
         if descriptor.node_kind() != crate::tree::Kind::Dir {
             return Err(Error::NotFolder);
         }
-        Ok(Self { space: Arc::clone(&volume.space), file: volume.file(descriptor), address })
+        Ok(Self::over(Arc::clone(&volume.space), volume.file(descriptor)))
+    }
+
+    /// The folder whose bytes are `file`.
+    #[must_use]
+    pub fn over(space: Arc<Space>, file: File) -> Self {
+        let address = file.descriptor().address;
+        Self { space, file, address }
     }
 
     /// Its descriptor.
     #[must_use]
     pub fn descriptor(&self) -> &Descriptor {
         self.file.descriptor()
+    }
+
+    /// Where in the volume its bytes lie.
+    pub fn places(&self, sink: &mut dyn FnMut(std::ops::Range<u64>)) {
+        let len = self.file.room().min(self.space.lv.len());
+        let file = self.file.with_len(len);
+        let mut at: u64 = 0;
+        while at < len {
+            let run = file.run(at, len.saturating_sub(at));
+            if let Place::Below { offset, .. } = run.place {
+                sink(offset..offset.saturating_add(run.len));
+            }
+            at = at.saturating_add(run.len.max(1));
+        }
     }
 
     /// The entries behind position `from`, without `.` and `..`.
@@ -152,6 +186,80 @@ impl Folder {
             _ => self.space.physical(self.file.descriptor().at),
         };
         Finding::new(code, at..at.saturating_add(len), Trust::Doubtful, text)
+    }
+
+    /// Entries that are no part of the folder any more: in free slots, in blocks that the map does not have, behind
+    /// its end. On VMFS5 an entry that was freed has lost its descriptor; then `address` is `None`. VMFS6 entries know
+    /// their place and their hash, and only such are told.
+    ///
+    /// Looks at `budget` places for an entry at most and gives back how many are left of it.
+    pub fn stale(&self, budget: u64, taker: &mut dyn FnMut(Stale)) -> u64 {
+        if self.space.header.is_six() { self.stale6(budget, taker) } else { self.stale5(budget, taker) }
+    }
+
+    fn stale5(&self, budget: u64, taker: &mut dyn FnMut(Stale)) -> u64 {
+        let (len, end) = (self.file.len(), self.file.room());
+        let count = end.min(self.space.lv.len()).checked_div(ENTRY5).unwrap_or(0);
+        let file = self.file.with_len(end);
+        let mut left = budget;
+        for index in 0..count {
+            let Some(less) = left.checked_sub(1) else { break };
+            left = less;
+            let at = index.saturating_mul(ENTRY5);
+            if !matches!(file.run(at, 1).place, Place::Below { .. }) {
+                continue;
+            }
+            let (raw, seen) = read_vec(&file, at, narrow(ENTRY5));
+            let Some((kind, address, generation)) = numbers(&raw).filter(|_| seen.is_whole()) else { continue };
+            let name = until_zero(raw.get(12..).unwrap_or_default());
+            // Inside of the folder an entry with a descriptor is alive.
+            let alive = address != 0 && at.saturating_add(ENTRY5) <= len;
+            if alive || name.is_empty() || name == b"." || name == b".." || Type::of(kind).is_none() {
+                continue;
+            }
+            let address = match address {
+                0 => None,
+                address => match FdAddress::of(address) {
+                    None => continue,
+                    address => address,
+                },
+            };
+            taker(Stale { name: name.to_vec(), kind, address, generation });
+        }
+        left
+    }
+
+    fn stale6(&self, budget: u64, taker: &mut dyn FnMut(Stale)) -> u64 {
+        let end = self.file.room();
+        let all = Self { file: self.file.with_len(end), ..self.clone() };
+        let head = self.head();
+        let map = Map::new(&self.space.header, head.good());
+        let mut state = None;
+        let mut left = budget;
+        for block in 0..all.blocks() {
+            let Some(less) = left.checked_sub(1) else { break };
+            left = less;
+            let at = all.block_at(block);
+            if !matches!(all.file.run(at, 1).place, Place::Below { .. }) {
+                continue;
+            }
+            let mapped = map.as_ref().is_some_and(|map| map.kind(self, block, &mut state) == Some(ENTRIES));
+            let mapped = mapped && at < self.file.len();
+            let (bytes, seen) = read_vec(&all.file, at, narrow(self.space.header.md));
+            let header = BlockHeader::new(&bytes, self.slots()).filter(|_| !is_cut(&seen, at, BLOCK_HEADER));
+            for slot in 0..self.slots() {
+                let alive = mapped && header.is_none_or(|header| header.is_used(slot));
+                let offset = at.saturating_add(BLOCK_HEADER).saturating_add(slot.saturating_mul(ENTRY6));
+                if alive || is_cut(&seen, offset, ENTRY6) {
+                    continue;
+                }
+                if let Some((Dirent { name, kind, address, generation, .. }, true)) = self.entry(&bytes, at, slot, 0) {
+                    left = left.saturating_sub(1);
+                    taker(Stale { name, kind, address: Some(address), generation });
+                }
+            }
+        }
+        left
     }
 
     // VMFS5

@@ -13,7 +13,7 @@
 
 use super::address::{Address, Block as FileBlock, Spot};
 use super::descriptor::{Descriptor, Shape};
-use super::resource::Resource;
+use super::heir::Heir;
 use super::volume::{Pools, Space};
 use crate::adapt::below;
 use crate::layer::{Layer, Place, Run, Trust, Why};
@@ -32,8 +32,8 @@ pub struct File {
     pools: Arc<Pools>,
     descriptor: Descriptor,
     top: Table,
-    /// The bitmaps of file blocks, for a file that is not alive: what they have as used, somebody else has.
-    heir: Option<Resource>,
+    /// The bitmaps of the live volume, for a file that is not alive: what they have as used, somebody else has.
+    heir: Option<Arc<Heir>>,
     /// Whether the descriptor counts as many blocks as the pointers lead to.
     balance: OnceLock<Ordering>,
 }
@@ -69,8 +69,6 @@ enum Target {
         trust: Trust,
     },
     Zero(Trust),
-    /// Somebody else has it now; the bitmap that says so lies there.
-    Taken(u64),
     Bad,
 }
 
@@ -116,6 +114,24 @@ impl File {
         self.space.lv.len()
     }
 
+    /// How long the file would be if all of the block that it ends in counted: what lies there was written to it.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        match self.descriptor.shape {
+            Shape::Mapped { shift, .. } => crate::num::round_up(self.len(), shl(1, shift)),
+            Shape::Resident => self.len().max(self.descriptor.content_len),
+            Shape::Elsewhere => self.len(),
+        }
+    }
+
+    /// The same blocks, read up to `len`.
+    #[must_use]
+    pub fn with_len(&self, len: u64) -> Self {
+        let mut file = self.clone();
+        file.descriptor.len = len;
+        file
+    }
+
     /// Believes the whole file at most as much as `trust`.
     #[must_use]
     pub fn trusted(mut self, trust: Trust) -> Self {
@@ -123,19 +139,13 @@ impl File {
         self
     }
 
-    /// The content of a file that is not alive: blocks that a bitmap has as used by now are lost as overwritten, the
-    /// others are what was left there.
+    /// The content of a file that is not alive: what the bitmaps of the live volume have as used by now is lost as
+    /// overwritten, the rest is what was left there.
     #[must_use]
-    pub fn dead(mut self, blocks: Option<Resource>) -> Self {
+    pub fn dead(mut self, heir: Arc<Heir>) -> Self {
         self.descriptor.trust = self.descriptor.trust.max(Trust::Inferred);
-        self.heir = blocks;
+        self.heir = Some(heir);
         self
-    }
-
-    /// Where the bitmap lies that says that a resource is in use, if this file is not alive.
-    fn taken(&self, resource: &Resource, spot: Spot) -> Option<u64> {
-        self.heir.as_ref()?;
-        resource.is_free(&self.space, spot).filter(|(free, _)| !free).map(|(_, at)| at)
     }
 
     fn mapped(&self, at: u64, want: u64, levels: u32, shift: u32) -> Run<'_> {
@@ -170,18 +180,32 @@ impl File {
                 let slot = Slot { table: &table, index, pointer_at, trust, shift };
                 return self.data(raw, at, want.min(rest), want, &slot);
             };
-            let address = self.space.header.width.decode(raw);
-            let found = self.pools.table(address);
-            let taken = found.zip(address.spot()).and_then(|((pool, _), spot)| self.taken(pool, spot));
-            if let Some(bitmap) = taken {
-                return Run { trust, ..Run::lost(rest.min(want), Why::Overwritten, bitmap) };
-            }
+            let found = self.pools.table(self.space.header.width.decode(raw));
             let Some((position, block)) = found.and_then(|(pool, offset)| self.space.table(pool, offset)) else {
                 return Run { trust, ..Run::lost(rest.min(want), Why::Unmapped, pointer_at) };
             };
+            // Not a table any more, once somebody else has any of it.
+            let whole = self.space.header.table_size();
+            let taken = self.heir.as_ref().and_then(|heir| {
+                let first = heir.at(position, whole);
+                first.by.or_else(|| heir.at(position.saturating_add(first.len), 1).by.filter(|_| first.len < whole))
+            });
+            if let Some(bitmap) = taken {
+                return Run { trust, ..Run::lost(rest.min(want), Why::Overwritten, bitmap) };
+            }
             trust = trust.max(block.trust);
             table = Table { at: position, block };
             level = below;
+        }
+    }
+
+    /// What is left of a run of a file that is not alive: what somebody else has now is overwritten.
+    fn left<'a>(&self, run: Run<'a>) -> Run<'a> {
+        let (Some(heir), Place::Below { offset, .. }) = (&self.heir, run.place) else { return run };
+        let holding = heir.at(offset, run.len);
+        match holding.by {
+            Some(bitmap) => Run { trust: run.trust, ..Run::lost(holding.len, Why::Overwritten, bitmap) },
+            None => Run { len: holding.len, ..run },
         }
     }
 
@@ -225,9 +249,6 @@ impl File {
             let Some((pool, body)) = found else {
                 return Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) };
             };
-            if let Some(bitmap) = self.taken(pool, spot) {
-                return Run { trust: slot.trust, ..Run::lost(want, Why::Overwritten, bitmap) };
-            }
             let run = pool.run(body.saturating_add(into), want.min(pool.size.saturating_sub(into)));
             return Run { trust: run.trust.max(slot.trust), ..run };
         }
@@ -257,7 +278,6 @@ impl File {
                 Run { len: run_len, place, trust: slot.trust.max(trust) }
             }
             Target::Zero(trust) => Run { len: want, place: Place::Zero, trust: slot.trust.max(trust) },
-            Target::Taken(bitmap) => Run { trust: slot.trust, ..Run::lost(want, Why::Overwritten, bitmap) },
             Target::Hole => Run { len: want, place: Place::Hole, trust: slot.trust },
             Target::Volume { .. } | Target::Bad => {
                 Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) }
@@ -277,13 +297,6 @@ impl File {
         let Some(block_at) = number.checked_mul(shl(1, size)) else { return Target::Bad };
         if block_at.checked_add(shl(1, size)).is_none_or(|end| end > self.space.lv.len()) {
             return Target::Bad;
-        }
-        if let Some(blocks) = self.heir.as_ref().filter(|_| size == header.file_shift)
-            && let Some(cluster) = number.checked_div(blocks.per_cluster)
-            && let Some(resource) = number.checked_rem(blocks.per_cluster)
-            && let Some(bitmap) = self.taken(blocks, Spot { cluster, resource })
-        {
-            return Target::Taken(bitmap);
         }
         let trust = if odd { Trust::Doubtful } else { Trust::Sound };
         if tbz != 0 {
@@ -390,7 +403,7 @@ impl Layer for File {
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let fd = &self.descriptor;
         match fd.shape {
-            Shape::Mapped { levels, shift } => self.mapped(at, want, levels, shift),
+            Shape::Mapped { levels, shift } => self.left(self.mapped(at, want, levels, shift)),
             Shape::Elsewhere => Run::lost(want, Why::Absent, fd.content_at),
             Shape::Resident => {
                 let offset = fd.content_at.saturating_add(at);

@@ -430,7 +430,7 @@ impl Datastore {
 
     /// The chain of a node. `None` if the node is no fragment.
     pub(super) fn fragment(&self, id: NodeId) -> Option<Result<&Chain, Error>> {
-        let sector = id.0.checked_sub(NODES)?;
+        let sector = id.0.checked_sub(NODES).filter(|sector| *sector < NODES)?;
         let fragments = self.fragments();
         let is_it = |chain: &&Chain| {
             let first = chain.leaves.first().and_then(|(_, leaf)| fragments.leaves.get(*leaf));

@@ -15,6 +15,7 @@
 //! | 0x0D9 | u32 | sub-block size | real images |
 //! | 0x0E1 | u64, u32 | position and address of the descriptor of `.pb2.sf` | real images |
 //! | 0x105 | u64, u32 | position and address of the descriptor of `.sdd.sf` | real images |
+//! | 0x112 | u8 | how eagerly freed blocks are unmapped: 1 = low on all VMFS6, 0 before | real images; 0 = none on VMFS6 sources |
 //! | 0x134 | u32 | alignment of metadata, VMFS6; 0 before | real images: 4096 |
 //! | 0x138 | u16 | log2 of large over small file block | real images: 9 |
 //!
@@ -75,7 +76,9 @@ pub(super) struct RawHeader {
     #[br(pad_before = 24)]
     pub sdd_vol_addr: u64,
     pub sdd_fd_addr: u32,
-    #[br(pad_before = 35)]
+    #[br(pad_before = 1)]
+    pub unmap_priority: u8,
+    #[br(pad_before = 33)]
     pub md_alignment: u32,
     pub sfb_to_lfb_shift: u16,
 }
@@ -127,6 +130,9 @@ pub struct Header {
     pub md: u64,
     /// log2 of how many pointers a pointer block has.
     pub fan_shift: u32,
+    /// How eagerly freed blocks are given back to the storage, which then reads as zeros; 0 is not at all. `None` where
+    /// the version does not do so by itself, or the header is lost.
+    pub unmap_priority: Option<u8>,
     fdc_offset: u64,
     fdc_clusters: u64,
     pb2: (u64, FdAddress),
@@ -224,6 +230,7 @@ impl Header {
             sub_shift: sub.trailing_zeros(),
             md,
             fan_shift: if six { 13 } else { 10 },
+            unmap_priority: six.then_some(raw.unmap_priority),
             fdc_offset,
             fdc_clusters,
             pb2: (raw.pb2_vol_addr, fd(raw.pb2_fd_addr, FdAddress::PB2)),
@@ -255,6 +262,7 @@ impl Header {
             sub_shift: from.sub_shift,
             md: from.md,
             fan_shift: if from.six { 13 } else { 10 },
+            unmap_priority: None,
             fdc_offset: from.fdc_offset,
             fdc_clusters: from.fdc_clusters,
             pb2: (0, FdAddress::PB2),

@@ -162,7 +162,7 @@ fn rebuild(lv: &Bytes, memo: &Memo) -> Option<(Header, String)> {
         return None;
     }
     let mut header = Header::assumed(&geometry);
-    let volume = Volume::home(header.clone(), lv, None, &memo.share());
+    let volume = Volume::with(header.clone(), lv, None, &memo.share());
     let subs =
         volume.pools.sbc.as_ref().filter(|sbc| sbc.size.is_power_of_two() && (1 << 10..=1 << 20).contains(&sbc.size));
     let (sub_shift, dense) =

@@ -110,6 +110,17 @@ pub struct Resource {
     room: u64,
 }
 
+/// A part of a resource file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The file's header, or those of clusters.
+    Frame,
+    /// The body of a resource.
+    Body(Spot),
+    /// Neither.
+    Rest,
+}
+
 /// The state of one cluster.
 #[derive(Clone, Debug)]
 pub struct Cluster {
@@ -232,6 +243,28 @@ impl Resource {
         (spot.resource < self.per_cluster && self.size > 0 && inside).then_some(at)
     }
 
+    /// Which part of the file `at` is in, and where that part ends.
+    #[must_use]
+    pub fn part(&self, at: u64) -> (Part, u64) {
+        let rest = (Part::Rest, self.file.len());
+        let Some(behind) = at.checked_sub(self.group_at) else { return (Part::Frame, self.group_at) };
+        let number = behind.checked_div(self.group_size).unwrap_or(0);
+        let group = self.group(number);
+        let bodies = group.saturating_add(self.headers_len());
+        if at < bodies {
+            return (Part::Frame, bodies);
+        }
+        let index = at.saturating_sub(bodies).checked_div(self.size);
+        let spot = index.and_then(|index| {
+            let cluster = index.checked_div(self.per_cluster).filter(|cluster| *cluster < self.per_group)?;
+            let cluster = number.checked_mul(self.per_group)?.checked_add(cluster)?;
+            Some(Spot { cluster, resource: index.checked_rem(self.per_cluster)? })
+        });
+        let next = group.saturating_add(self.group_size.max(1));
+        let end = |spot| Some((Part::Body(spot), self.body(spot)?.saturating_add(self.size).min(next)));
+        spot.and_then(end).filter(|(_, end)| *end > at).unwrap_or((Part::Rest, next.max(at).min(rest.1)))
+    }
+
     /// Where the header of a cluster lies in the file, if all of it does.
     #[must_use]
     pub fn header(&self, cluster: u64) -> Option<u64> {
@@ -280,6 +313,17 @@ impl Resource {
         (spot.resource < self.in_cluster(spot.cluster)).then(|| (self.bit(&bitmap, spot.resource), bitmap.at))
     }
 
+    /// Where the header lies that has a large file block in use and not split into small ones. `None` otherwise.
+    #[must_use]
+    pub fn in_use_whole(&self, space: &Space, spot: Spot) -> Option<u64> {
+        /// Third bit of a large file block: it is split.
+        const SPLIT: u64 = 2;
+        let bitmap = self.bitmap(space, spot.cluster).ok().filter(|_| self.bits > SPLIT)?;
+        let at = self.bit_at(spot.resource);
+        let whole = !Self::bit_of(&bitmap, at) && !Self::bit_of(&bitmap, at.saturating_add(SPLIT));
+        (spot.resource < self.in_cluster(spot.cluster) && whole).then_some(bitmap.at)
+    }
+
     /// The metadata of a cluster's header, checked: where it lies in the volume, and its bytes.
     pub(super) fn metadata(&self, space: &Space, cluster: u64) -> Option<(u64, Arc<Block>, usize)> {
         let bitmap = self.bitmap(space, cluster).ok()?;
@@ -298,10 +342,18 @@ impl Resource {
     }
 
     fn bit(&self, bitmap: &Bitmap, resource: u64) -> bool {
+        Self::bit_of(bitmap, self.bit_at(resource))
+    }
+
+    /// The first bit of a resource, from the start of the cluster's header.
+    fn bit_at(&self, resource: u64) -> u64 {
         // The bitmap of small file blocks has a second half, 256 bytes behind the first.
         let (half, i) = if self.parent.is_some() { (resource >> 8, resource & 0xFF) } else { (0, resource) };
         let start = if self.six { 0x80_u64 } else { 0x10 }.saturating_add(self.header_size >> 1).saturating_mul(8);
-        let bit = start.saturating_add(half.saturating_mul(0x800)).saturating_add(i.saturating_mul(self.bits));
+        start.saturating_add(half.saturating_mul(0x800)).saturating_add(i.saturating_mul(self.bits))
+    }
+
+    fn bit_of(bitmap: &Bitmap, bit: u64) -> bool {
         bitmap.block.good().get(narrow(bit >> 3)).is_some_and(|byte| byte >> (bit & 7) & 1 == 1)
     }
 

@@ -130,24 +130,25 @@ impl Volume {
     /// Opens the volume of a logical volume. A resource file that can't be opened costs what needs it. What the
     /// journals of hosts that did not unmount have and was not written home is laid over the volume.
     pub fn load(lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Result<Self, Error> {
-        Ok(Self::with(Header::load(&**lv)?, lv, logical, memo))
+        Ok(Self::replayed(Header::load(&**lv)?, lv, logical, memo))
     }
 
     /// As [`Volume::load`], of a logical volume that has this header.
     #[must_use]
-    pub fn with(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
-        let volume = Self::home(header.clone(), lv, logical.clone(), memo);
+    pub fn replayed(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
+        let volume = Self::with(header.clone(), lv, logical.clone(), memo);
         let replay = journal::replay(&volume);
         let mut volume = match replay.over(lv) {
-            Some(over) => Self::home(header, &over, logical, memo),
+            Some(over) => Self::with(header, &over, logical, memo),
             None => volume,
         };
         volume.findings.extend(replay.findings);
         volume
     }
 
-    /// The volume as it stands, whatever journals say.
-    pub(super) fn home(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
+    /// Opens the volume of a logical volume that has this header, as it stands, whatever journals say.
+    #[must_use]
+    pub fn with(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
         let space = Arc::new(Space {
             lv: Bytes::clone(lv),
             logical,

@@ -3,7 +3,7 @@
 use crate::digest::Digest;
 use crate::export::Exported;
 use serde_json::{Map, Value, json};
-use vdrecover_formats::{Entry, Node, State, Trust};
+use vdrecover_formats::{Entry, Find, Node, State, Trust};
 
 /// Missing ranges that a line lists; the mapfile beside the output has all.
 const MISSING: usize = 1000;
@@ -52,6 +52,12 @@ impl Line {
         if std::str::from_utf8(bytes).is_err() {
             self.set(&format!("{key}_b64"), base64(bytes));
         }
+    }
+
+    /// How it was found, and how it got its name.
+    pub(crate) fn found(&mut self, find: &Find) {
+        self.set("named_by", find.named.word());
+        self.set("why", find.why.as_str());
     }
 
     /// What became of its bytes.

@@ -6,6 +6,7 @@ use super::{FolderOptions, Tally};
 use crate::export::job::{Part, to_slot};
 use crate::export::slot::Slot;
 use crate::export::{Evidence, ExportOptions, Exported, Refused};
+use crate::health;
 use crate::progress::Progress;
 use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT};
 use rustix::io::Errno;
@@ -15,7 +16,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vdrecover_formats::num::narrow;
-use vdrecover_formats::{Bytes, Finding, Kind, Node, Tree, Trust, read_vec};
+use vdrecover_formats::{Bytes, Finding, Kind, Layer, Node, State, Tree, Trust, read_vec};
 
 /// Files from here on are exported one by one, each by all threads and with a journal of its own.
 const LARGE: u64 = 32 << 20;
@@ -46,6 +47,8 @@ pub(crate) struct Done {
     pub(crate) findings: Vec<Finding>,
     /// What has to wait until everything before it is done.
     pub(crate) later: Option<Later>,
+    /// Whether it is of something that no folder lists any more.
+    pub(crate) dead: bool,
     /// No use in going on.
     pub(crate) fatal: Option<anyhow::Error>,
 }
@@ -71,7 +74,15 @@ impl Done {
 impl Context<'_> {
     /// Does what can be done in any order.
     pub(crate) fn work(&self, job: Job) -> Done {
-        let line = Line::new(&job.path, &job.original, &job.entry, job.node.as_ref(), &self.options.source);
+        let dead = is_dead(&job);
+        Done { dead, ..self.work_on(job) }
+    }
+
+    fn work_on(&self, job: Job) -> Done {
+        let mut line = Line::new(&job.path, &job.original, &job.entry, job.node.as_ref(), &self.options.source);
+        if let Some(find) = is_dead(&job).then(|| self.tree.found(job.entry.id)).flatten() {
+            line.found(&find);
+        }
         let shown = String::from_utf8_lossy(&job.original).escape_debug().to_string();
         match &job.what {
             What::Note(finding) => {
@@ -191,14 +202,17 @@ impl Context<'_> {
                 if let Some(node) = &job.node {
                     dress(dir, name, node);
                 }
-                self.written(line, job, exported)
+                self.written(line, job, &**layer, exported)
             }
         }
     }
 
-    fn written(&self, mut line: Line, job: &Job, exported: Exported) -> Done {
+    fn written(&self, mut line: Line, job: &Job, layer: &dyn Layer, exported: Exported) -> Done {
         let trust = job.node.as_ref().map_or(Trust::Doubtful, |node| node.trust).max(exported.trust);
         line.exported(&exported, trust);
+        if is_dead(job) {
+            line.set("map_sums", health::of(layer, health::LISTING).sums());
+        }
         let tally = Tally {
             files: 1,
             damaged: u64::from(exported.gap_count > 0),
@@ -214,6 +228,14 @@ impl Context<'_> {
 
     /// Does what had to wait.
     pub(crate) fn finish(&self, later: Later) -> Done {
+        let dead = match &later {
+            Later::Leave(..) => false,
+            Later::Large(_, job, _) | Later::Link(job, _) => is_dead(job),
+        };
+        Done { dead, ..self.finish_it(later) }
+    }
+
+    fn finish_it(&self, later: Later) -> Done {
         match later {
             Later::Leave(dir, node) => {
                 if let Some(node) = node {
@@ -255,6 +277,11 @@ impl Context<'_> {
     fn path(&self, relative: &[u8]) -> PathBuf {
         self.shown.join(OsStr::from_bytes(relative))
     }
+}
+
+/// Whether it is nothing that a folder of the datastore lists.
+fn is_dead(job: &Job) -> bool {
+    job.entry.state != State::Live
 }
 
 fn place(job: &Job) -> Option<(Arc<OwnedFd>, OsString)> {
