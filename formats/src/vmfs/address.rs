@@ -42,6 +42,9 @@ impl FdAddress {
     /// `.jbc.sf`, the journal blocks of VMFS6.
     pub const JBC: Self = Self(0x0200_0004);
 
+    /// `.unmap.sf`, what VMFS6 still has to tell the storage that it freed.
+    pub const UNMAP: Self = Self(0x0240_0004);
+
     const TYPE: u32 = 4;
 
     /// An address read from disk, if its type says that it is one of a descriptor.

@@ -23,6 +23,18 @@ const NAMING: u64 = 1 << 22;
 const MOST: usize = 1 << 20;
 /// Names of reused descriptors that one folder's find lists.
 const SHOWN: usize = 8;
+/// What the system files are called, whose descriptors lie at fixed places.
+const SYSTEM: [(FdAddress, &str); 9] = [
+    (FdAddress::FBB, ".fbb.sf"),
+    (FdAddress::FDC, ".fdc.sf"),
+    (FdAddress::PBC, ".pbc.sf"),
+    (FdAddress::SBC, ".sbc.sf"),
+    (FdAddress::VH, ".vh.sf"),
+    (FdAddress::PB2, ".pb2.sf"),
+    (FdAddress::SDD, ".sdd.sf"),
+    (FdAddress::JBC, ".jbc.sf"),
+    (FdAddress::UNMAP, ".unmap.sf"),
+];
 /// What stands for the volume in the nodes of descriptors that only a journal has.
 const JOURNAL: u64 = 0xFFFF;
 /// Deepest chain of dead folders.
@@ -99,10 +111,12 @@ impl Datastore {
 
 impl Dead {
     fn find(&self, id: NodeId, store: &Datastore) -> Find {
-        let Spot { cluster, resource } = self.address.spot();
         let (name, named) = self.name.clone().unwrap_or_else(|| {
-            let name = format!("orphan_c{cluster}_r{resource}").into_bytes();
-            (name, Named::Place)
+            let Spot { cluster, resource } = self.address.spot();
+            // The system files have their places on every volume.
+            let own = SYSTEM.iter().find(|(address, _)| *address == self.address && self.raw_kind == Type::System);
+            let name = own.map_or_else(|| format!("orphan_c{cluster}_r{resource}"), |(_, name)| (*name).to_owned());
+            (name.into_bytes(), Named::Place)
         });
         let place = if self.state == State::Journal { "in a journal" } else { "still there" };
         let standing = match (self.state, self.used) {
