@@ -247,6 +247,13 @@ impl Descriptor {
         }
         let shape = Self::shape(header, &raw, kind, &mut trust)
             .ok_or_else(|| corrupt("VMFS descriptor: ZLA", 0x44, format!("{}", raw.zero_level_addr_type)))?;
+        if let Shape::Mapped { shift, .. } = shape
+            && raw.link_count > 0
+            && raw.num_blocks > raw.file_length.div_ceil(1_u64.checked_shl(shift).unwrap_or(1))
+        {
+            // No block lies wholly behind the end of a file on real images: the length or the count is wrong.
+            trust = trust.max(Trust::Doubtful);
+        }
         let (pointers, content) = if header.is_six() {
             let pointers = if header.md <= 4096 { 2560 } else { header.md >> 1 };
             (header.md.saturating_mul(2).saturating_sub(pointers), header.md.saturating_add(METADATA))
