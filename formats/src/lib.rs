@@ -20,12 +20,14 @@
 
 pub mod adapt;
 pub mod audit;
+pub mod blocks;
 pub mod codec;
 pub mod cursor;
 pub mod disk;
 pub mod entries;
 pub mod error;
 pub mod format;
+pub mod guid;
 pub mod laws;
 pub mod layer;
 pub mod link;

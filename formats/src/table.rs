@@ -9,6 +9,8 @@ pub static FORMATS: &[&Format] = &[
     &crate::disk::vmdk::hosted::FORMAT,
     &crate::disk::vmdk::cowd::FORMAT,
     &crate::disk::vmdk::sesparse::FORMAT,
+    &crate::disk::vhd::FORMAT,
+    &crate::disk::vhdx::FORMAT,
     &crate::volume::gpt::FORMAT,
     &crate::volume::mbr::FORMAT,
     &crate::vmfs::FORMAT,

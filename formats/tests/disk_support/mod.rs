@@ -22,6 +22,20 @@ pub fn load(path: &Path) -> Bytes {
     memory(std::fs::read(path).unwrap())
 }
 
+/// A packed image of the corpus.
+pub fn unpack(path: &Path) -> Bytes {
+    let tool = if path.extension().is_some_and(|suffix| suffix == "bz2") { "bunzip2" } else { "gunzip" };
+    let done = Command::new(tool).arg("-c").arg(path).output().unwrap();
+    assert!(done.status.success(), "{tool} {}", path.display());
+    memory(done.stdout)
+}
+
+/// SHA-256 in hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Opens with the row that claims the image most.
 pub fn open(image: &Bytes) -> Opened {
     let format = vdrecover_formats::FORMATS.iter().max_by_key(|format| (format.probe)(&**image)).unwrap();

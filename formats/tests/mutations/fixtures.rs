@@ -7,7 +7,7 @@ use vdrecover_formats::Bytes;
 use vdrecover_formats::link::{Role, Want};
 use vdrecover_testdata::vmdk::{self, Descriptor, Grain, Order};
 use vdrecover_testdata::vmfs::{Addressing, Content, Expected, FileType, Layout, Version, Vmfs, VmfsSpec, pattern};
-use vdrecover_testdata::{Device, gpt, qcow2};
+use vdrecover_testdata::{Device, gpt, qcow2, vhd, vhdx};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -87,6 +87,8 @@ pub fn all() -> Vec<Fixture> {
     let mut all = vec![raw(), mbr_disk(), gpt_disk(), flat(), sesparse(), stream()];
     all.extend(hosted());
     all.extend(cowd());
+    all.extend(vhds());
+    all.extend(vhdxs());
     let plain = qcow2::Options { cluster_bits: 12, ..qcow2::Options::default() };
     for (name, options) in [
         ("qcow2", plain.clone()),
@@ -275,6 +277,85 @@ fn sesparse() -> Fixture {
     let parent = Part { name: "parent".into(), device: Arc::new(parent), areas: Vec::new() };
     let expect = Expect::Disk(now);
     Fixture { name: "sesparse", format: "sesparse", parts: vec![extent, parent], expect, knows_len: true }
+}
+
+fn be32(bytes: &[u8], at: u64) -> u64 {
+    u64::from(u32::from_be_bytes(bytes[at as usize..at as usize + 4].try_into().unwrap()))
+}
+
+/// A fixed, a dynamic and a differencing VHD.
+fn vhds() -> [Fixture; 3] {
+    let writer = vhd::Vhd { block: 512 * KIB, ..vhd::Vhd::default() };
+    let (parent, now, _) = delta(512);
+    let fixture = |name, bytes: &[u8], areas, disk: &Device, beside: Option<&Device>| {
+        let mut parts = vec![part("disk", bytes, areas)];
+        let beside = beside.map(|device| Arc::new(device.clone()));
+        parts.extend(beside.map(|device| Part { name: "parent".into(), device, areas: Vec::new() }));
+        Fixture { name, format: "vhd", parts, expect: Expect::Disk(disk.clone()), knows_len: true }
+    };
+    let fixed = writer.fixed(&now);
+    let end = fixed.len() as u64 - 512;
+    let fixed = fixture("vhd-fixed", &fixed, vec![checked("footer", end, 512)], &now, None);
+    let areas = |bytes: &[u8]| {
+        let blocks = now.len() / writer.block;
+        let mut areas = vec![
+            checked("footer copy", 0, 512),
+            checked("header", 512, 1024),
+            area("table", 1536, blocks * 4),
+            checked("footer", bytes.len() as u64 - 512, 512),
+        ];
+        let at = (0..blocks).map(|block| be32(bytes, 1536 + block * 4)).filter(|at| *at != 0xFFFF_FFFF);
+        areas.extend(at.map(|at| area("bitmaps", at * 512, 512)));
+        areas
+    };
+    let dynamic = writer.dynamic(&now);
+    let dynamic = fixture("vhd", &dynamic, areas(&dynamic), &now, None);
+    let link = vhd::Parent { disk: &parent, id: [7; 16], name: "parent" };
+    let child = writer.differencing(&now, link);
+    [fixed, dynamic, fixture("vhd-differencing", &child, areas(&child), &now, Some(&parent))]
+}
+
+/// A VHDX as it should be, one whose table is in its log, and a differencing one.
+fn vhdxs() -> [Fixture; 3] {
+    let (parent, now, _) = delta(512);
+    let areas = |bytes: &[u8], dirty: bool| {
+        let mut areas = vec![
+            area("identifier", 0, 8),
+            checked("first header", 64 * KIB, 4 * KIB),
+            checked("second header", 128 * KIB, 4 * KIB),
+            checked("first regions", 192 * KIB, 128),
+            checked("second regions", 256 * KIB, 128),
+            area("metadata", 2 * MIB, 256),
+            area("metadata items", 2 * MIB + 64 * KIB, 48),
+        ];
+        // The chunk of 8,192 blocks has its bitmap behind the entries of all of them.
+        let bitmap = vhdx::BAT + 8192 * 8;
+        if dirty {
+            areas.push(area("log", MIB, 8 * KIB));
+            areas.push(area("log", 2 * MIB - 12 * KIB, 12 * KIB));
+        } else {
+            areas.push(area("table", vhdx::BAT, now.len() / MIB * 8));
+        }
+        if le64(bytes, bitmap) != 0 {
+            areas.push(area("bitmap entry", bitmap, 8));
+            areas.push(area("bitmap", le64(bytes, bitmap) & !7, 1024));
+        }
+        areas
+    };
+    let fixture = |name, bytes: &[u8], dirty, beside: Option<&Device>| {
+        let mut parts = vec![part("disk", bytes, areas(bytes, dirty))];
+        let beside = beside.map(|device| Arc::new(device.clone()));
+        parts.extend(beside.map(|device| Part { name: "parent".into(), device, areas: Vec::new() }));
+        Fixture { name, format: "vhdx", parts, expect: Expect::Disk(now.clone()), knows_len: true }
+    };
+    let writer = vhdx::Vhdx::default();
+    let link = vhdx::Parent { disk: &parent, data_write: [7; 16], name: "parent" };
+    let dirty = vhdx::Vhdx { dirty: true, ..vhdx::Vhdx::default() };
+    [
+        fixture("vhdx", &writer.write(&now, None), false, None),
+        fixture("vhdx-dirty", &dirty.write(&now, None), true, None),
+        fixture("vhdx-differencing", &vhdx::Vhdx::default().write(&now, Some(link)), false, Some(&parent)),
+    ]
 }
 
 fn qcow2_disk(name: &'static str, options: &qcow2::Options) -> Fixture {

@@ -93,6 +93,25 @@ fn entries(fixture: &Fixture, area: &Area) -> Option<Entries> {
                 vec![("out of range", len / 512 + 1), ("another place", old + 1), ("nowhere", 0), ("no place", 2)]
             })
         }
+        ("vhd" | "vhd-differencing", "table") => entries(4, true, |old, len| {
+            if old == 0xFFFF_FFFF {
+                return Vec::new();
+            }
+            let mut bad = vec![("out of range", len / 512), ("out of range", 0xFFFF_FFF0), ("in the table", 3)];
+            bad.push(("in a footer", len / 512 - 1));
+            bad
+        }),
+        ("vhdx" | "vhdx-differencing", "table") => entries(8, false, |old, len| {
+            let mut bad = vec![("no state", old & !7 | 4), ("no state", old & !7 | 5), ("reserved", old | 1 << 10)];
+            if old & 7 == 6 {
+                bad.push(("out of range", len.next_multiple_of(1 << 20) | old & 7));
+                bad.push(("in the table", 3 << 20 | old & 7));
+            }
+            bad
+        }),
+        ("vhdx-differencing", "bitmap entry") => entries(8, false, |old, len| {
+            vec![("no state", old & !7 | 1), ("out of range", len.next_multiple_of(1 << 20) | 6)]
+        }),
         ("sesparse", "directory") => entries(8, false, |old, _| {
             vec![("no magic", old & 0xFFFF_FFFF), ("out of range", old + 1000), ("wrong magic", old ^ 1 << 40)]
         }),

@@ -35,6 +35,8 @@ pub mod iso;
 pub mod json;
 pub mod qcow2;
 pub mod samples;
+pub mod vhd;
+pub mod vhdx;
 pub mod vmdk;
 pub mod vmfs;
 pub mod vmx;
