@@ -70,6 +70,8 @@ pub enum Block {
     Undefined,
     /// The file has it, from this byte on.
     At(u64),
+    /// The same, but something else of the image contradicts it.
+    Doubtful(u64),
     /// The file has it from the byte `at` on, but for the sectors whose bit in the bitmap at `bitmap` is clear:
     /// those the parent has.
     Mixed {
@@ -86,7 +88,7 @@ impl Block {
     /// Where the block lies in the file, if it does.
     fn host(self) -> Option<u64> {
         match self {
-            Self::At(at) | Self::Mixed { at, .. } => Some(at),
+            Self::At(at) | Self::Doubtful(at) | Self::Mixed { at, .. } => Some(at),
             Self::Parent | Self::Zero | Self::Undefined | Self::Broken => None,
         }
     }
@@ -323,6 +325,7 @@ impl<D: Dialect> Layer for Blocks<D> {
             Block::Undefined => Run { len, place: Place::Zero, trust: trust.max(Trust::Inferred) },
             Block::Broken => Run::lost(len, Why::Unmapped, entry_at),
             Block::At(host) => self.data(host, at & mask(self.shape.bits), len, entry_at, trust),
+            Block::Doubtful(host) => self.data(host, at & mask(self.shape.bits), len, entry_at, Trust::Doubtful),
             Block::Mixed { at: host, bitmap } => self.mixed_run(at, rest, (host, bitmap), entry_at, trust),
         }
     }

@@ -22,7 +22,6 @@ use crate::layer::{Bytes, Layer, Loss, Trust};
 use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
 use crate::note::Finding;
-use crate::num::round_up;
 use crate::record::Record;
 use binrw::BinRead;
 use std::sync::Arc;
@@ -129,7 +128,7 @@ impl Raw {
         let end = u64::from(self.data).saturating_add(u64::from(self.allocated).saturating_mul(each));
         if end > file {
             note("VDI-SHORT", 388, 4, format!("the file has {file} bytes, its {} blocks need {end}", self.allocated));
-        } else if file > end.saturating_add(each) {
+        } else if file >= end.saturating_add(each) {
             // Blocks are appended: of what lies behind the last, the header should know.
             note("VDI-ALLOCATED", 388, 4, format!("{} bytes lie behind the last block", file.saturating_sub(end)));
         }
@@ -156,11 +155,11 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let entries = Entries::new(bytes.clone(), memo.share());
     let join = move |others: &[Option<Bytes>]| {
         let map_len = u64::from(raw.blocks).saturating_mul(4);
-        let areas = vec![0..Raw::end(0), raw.map.into()..u64::from(raw.map).saturating_add(round_up(map_len, 512))];
+        let areas = vec![0..Raw::end(0), raw.map.into()..u64::from(raw.map).saturating_add(map_len)];
         let layer = Blocks::new(
             entries.clone(),
             Map {
-                map: raw.map.into(),
+                at: raw.map.into(),
                 data: raw.data.into(),
                 block: raw.block.into(),
                 extra: raw.extra.into(),
@@ -214,7 +213,7 @@ fn facts(raw: &Raw, is_child: bool) -> Vec<Fact> {
 /// The block map.
 #[derive(Clone, Copy, Debug)]
 struct Map {
-    map: u64,
+    at: u64,
     data: u64,
     block: u64,
     extra: u64,
@@ -228,7 +227,7 @@ impl Dialect for Map {
     const HIGH_FIRST: bool = false;
 
     fn entry_at(&self, block: u64) -> u64 {
-        self.map.saturating_add(block.saturating_mul(4))
+        self.at.saturating_add(block.saturating_mul(4))
     }
 
     fn block(&self, entries: &Entries, page: &Page, at: u64, _: u64) -> Result<Block, Loss> {
@@ -238,8 +237,12 @@ impl Dialect for Map {
             number => {
                 let each = self.block.saturating_add(self.extra);
                 let host = self.data.saturating_add(u64::from(number).saturating_mul(each)).saturating_add(self.extra);
-                // A count that is too low is a finding of the header's; the file tells which of both is wrong.
-                if number >= self.allocated && host >= entries.layer().len() { Block::Broken } else { Block::At(host) }
+                match number >= self.allocated {
+                    false => Block::At(host),
+                    // Either the entry or the count is wrong; the file tells where it can't be the count.
+                    true if host >= entries.layer().len() => Block::Broken,
+                    true => Block::Doubtful(host),
+                }
             }
         })
     }

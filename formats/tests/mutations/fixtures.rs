@@ -7,7 +7,7 @@ use vdrecover_formats::Bytes;
 use vdrecover_formats::link::{Role, Want};
 use vdrecover_testdata::vmdk::{self, Descriptor, Grain, Order};
 use vdrecover_testdata::vmfs::{Addressing, Content, Expected, FileType, Layout, Version, Vmfs, VmfsSpec, pattern};
-use vdrecover_testdata::{Device, gpt, qcow2, vhd, vhdx};
+use vdrecover_testdata::{Device, gpt, ova, qcow1, qcow2, vdi, vhd, vhdx};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -89,6 +89,9 @@ pub fn all() -> Vec<Fixture> {
     all.extend(cowd());
     all.extend(vhds());
     all.extend(vhdxs());
+    all.extend(vdis());
+    all.extend(qcow1s());
+    all.push(exported());
     let plain = qcow2::Options { cluster_bits: 12, ..qcow2::Options::default() };
     for (name, options) in [
         ("qcow2", plain.clone()),
@@ -356,6 +359,68 @@ fn vhdxs() -> [Fixture; 3] {
         fixture("vhdx-dirty", &dirty.write(&now, None), true, None),
         fixture("vhdx-differencing", &vhdx::Vhdx::default().write(&now, Some(link)), false, Some(&parent)),
     ]
+}
+
+/// A VDI, and a child of one.
+fn vdis() -> [Fixture; 2] {
+    let (parent, now, _) = delta(512);
+    let ids = vdi::Ids { created: [5; 16], modified: [6; 16] };
+    let fixture = |name, bytes: &[u8], beside: Option<&Device>| {
+        let areas = vec![area("header", 64, 392), area("map", vdi::MAP, now.len() / vdi::BLOCK * 4)];
+        let mut parts = vec![part("disk", bytes, areas)];
+        let beside = beside.map(|device| Arc::new(device.clone()));
+        parts.extend(beside.map(|device| Part { name: "parent".into(), device, areas: Vec::new() }));
+        Fixture { name, format: "vdi", parts, expect: Expect::Disk(now.clone()), knows_len: true }
+    };
+    [
+        fixture("vdi", &vdi::write(&now, ids, None), None),
+        fixture("vdi-differencing", &vdi::write(&now, ids, Some((&parent, ids))), Some(&parent)),
+    ]
+}
+
+/// A plain, a packed and a backed QCOW of version 1.
+fn qcow1s() -> [Fixture; 3] {
+    let (parent, now, _) = delta(512);
+    let empty = Device::new(now.len());
+    let fixture = |name, options: &qcow1::Options| {
+        let is_backed = options.backing.is_some();
+        let bytes = qcow1::write(&now, if is_backed { &parent } else { &empty }, options);
+        let (l1, entries) = (be64(&bytes, 40), now.len() >> (options.cluster_bits + options.l2_bits));
+        let mut areas = vec![area("header", 0, 48), area("L1", l1, entries * 8)];
+        for index in 0..entries {
+            let table = be64(&bytes, l1 + index * 8);
+            areas.extend((table != 0).then(|| area("L2", table, 8 << options.l2_bits)));
+        }
+        let mut parts = vec![part("disk", &bytes, areas)];
+        let device = Arc::new(parent.clone());
+        parts.extend(is_backed.then(|| Part { name: "parent".into(), device, areas: Vec::new() }));
+        Fixture { name, format: "qcow", parts, expect: Expect::Disk(now.clone()), knows_len: true }
+    };
+    let plain = qcow1::Options::default();
+    let backed = qcow1::Options { cluster_bits: 9, l2_bits: 12, backing: Some("parent".into()), ..plain.clone() };
+    let packed = qcow1::Options { packed: true, ..plain.clone() };
+    [fixture("qcow", &plain), fixture("qcow-deflate", &packed), fixture("qcow-backed", &backed)]
+}
+
+/// An exported machine.
+fn exported() -> Fixture {
+    let disks = [("web-disk1.vmdk".to_owned(), pattern(200_000, 90)), ("web-disk2.vmdk".to_owned(), pattern(9000, 91))];
+    let bytes = ova::write("web", &disks);
+    let mut areas = Vec::new();
+    let mut expected = Vec::new();
+    let mut at = 0;
+    while bytes[at] != 0 {
+        let text = |from: usize, len| String::from_utf8(bytes[from..from + len].to_vec()).unwrap();
+        let path = text(at, 100).trim_end_matches('\0').to_owned();
+        let len = u64::from_str_radix(&text(at + 124, 11), 8).unwrap();
+        areas.push(checked("headers", at as u64, 512));
+        let content = Content::bytes(&bytes[at + 512..at + 512 + len as usize]);
+        let content = Some(content);
+        expected.push(Expected { path, kind: FileType::File, len, mode: 0o644, time: 1_700_000_000, fd: 0, content });
+        at += 512 + (len as usize).next_multiple_of(512);
+    }
+    let parts = vec![part("web.ova", &bytes, areas)];
+    Fixture { name: "ova", format: "ova", parts, expect: Expect::Tree(expected), knows_len: true }
 }
 
 fn qcow2_disk(name: &'static str, options: &qcow2::Options) -> Fixture {
