@@ -12,6 +12,7 @@ mod item;
 mod keep;
 mod machines;
 mod names;
+mod packed;
 mod paths;
 mod pick;
 mod sources;

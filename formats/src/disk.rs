@@ -1,5 +1,6 @@
 //! Disk images.
 
+pub mod ewf;
 pub mod ova;
 pub mod qcow1;
 pub mod qcow2;

@@ -13,6 +13,7 @@ pub static FORMATS: &[&Format] = &[
     &crate::disk::vhd::FORMAT,
     &crate::disk::vhdx::FORMAT,
     &crate::disk::vdi::FORMAT,
+    &crate::disk::ewf::FORMAT,
     &crate::disk::ova::FORMAT,
     &crate::volume::gpt::FORMAT,
     &crate::volume::mbr::FORMAT,

@@ -5,7 +5,7 @@ use super::item::{Filled, Item, ItemId, Origin, State};
 use super::{Case, Noted, Options, Store, StoreFile, paths, wants};
 use crate::health;
 use crate::progress::Progress;
-use crate::source::Source;
+use crate::source::{Source, SourceKind};
 use anyhow::{Result, bail};
 use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
@@ -88,6 +88,11 @@ impl Work<'_> {
 
     fn give_file(&mut self, path: &Path, input: bool) -> Result<()> {
         let source = self.case.sources.open(path)?;
+        if source.kind == SourceKind::File
+            && let Some((name, command)) = super::packed::kind(&*source.bytes)
+        {
+            bail!("is packed with {name}: unpack it first: {command} {}", path.display());
+        }
         if input {
             if self.case.inputs.iter().any(|known| Arc::ptr_eq(known, &source)) {
                 bail!("is given twice");

@@ -7,7 +7,7 @@ use vdrecover_formats::Bytes;
 use vdrecover_formats::link::{Role, Want};
 use vdrecover_testdata::vmdk::{self, Descriptor, Grain, Order};
 use vdrecover_testdata::vmfs::{Addressing, Content, Expected, FileType, Layout, Version, Vmfs, VmfsSpec, pattern};
-use vdrecover_testdata::{Device, gpt, ova, qcow1, qcow2, vdi, vhd, vhdx};
+use vdrecover_testdata::{Device, ewf, gpt, ova, qcow1, qcow2, vdi, vhd, vhdx};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -92,6 +92,7 @@ pub fn all() -> Vec<Fixture> {
     all.extend(vdis());
     all.extend(qcow1s());
     all.push(exported());
+    all.push(examined());
     let plain = qcow2::Options { cluster_bits: 12, ..qcow2::Options::default() };
     for (name, options) in [
         ("qcow2", plain.clone()),
@@ -421,6 +422,29 @@ fn exported() -> Fixture {
     }
     let parts = vec![part("web.ova", &bytes, areas)];
     Fixture { name: "ova", format: "ova", parts, expect: Expect::Tree(expected), knows_len: true }
+}
+
+/// An image of an examiner.
+fn examined() -> Fixture {
+    let device = disk(4 * MIB, 95);
+    let bytes = ewf::write(&device, &ewf::Options::default()).concat();
+    let mut areas = vec![area("segment", 0, 13)];
+    let mut at = 13;
+    loop {
+        let kind = bytes[at as usize..at as usize + 16].split(|byte| *byte == 0).next().unwrap();
+        areas.push(checked("section heads", at, 76));
+        match kind {
+            b"volume" => areas.push(checked("volume", at + 76, 1052)),
+            b"table" => areas.push(checked("tables", at + 76, le64(&bytes, at + 24) - 76)),
+            b"table2" => areas.push(checked("second tables", at + 76, le64(&bytes, at + 24) - 76)),
+            b"sectors" => areas.push(checked("chunks", at + 76, 4096)),
+            b"done" => break,
+            _ => {}
+        }
+        at = le64(&bytes, at + 16);
+    }
+    let parts = vec![part("disk.E01", &bytes, areas)];
+    Fixture { name: "ewf", format: "ewf", parts, expect: Expect::Disk(device), knows_len: true }
 }
 
 fn qcow2_disk(name: &'static str, options: &qcow2::Options) -> Fixture {

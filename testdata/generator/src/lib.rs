@@ -29,6 +29,7 @@
 pub mod demo;
 pub mod device;
 pub mod disks;
+pub mod ewf;
 pub mod gpt;
 pub mod guest;
 pub mod iso;
