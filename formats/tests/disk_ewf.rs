@@ -87,7 +87,9 @@ fn images_of_ewfacquire() {
         assert_eq!(names[0].file_name().unwrap(), first);
         let bytes: Vec<u8> = names.iter().flat_map(|name| std::fs::read(name).unwrap()).collect();
         assert!(packing != "none" || names.len() > 3, "{names:?}");
-        names.iter().for_each(|name| std::fs::remove_file(name).unwrap());
+        for name in &names {
+            std::fs::remove_file(name).unwrap();
+        }
         let image = memory(bytes);
         assert_eq!((format_of(&image), codes(&image)), ("ewf", vec![]), "{format} {packing}");
         let opened = open(&image);
@@ -173,7 +175,9 @@ fn either_table_is_enough() {
         ("head of the second", vec![second], Trust::Inferred, vec!["EWF-TABLE"], vec![]),
     ] {
         let mut image = clean.clone();
-        places.iter().for_each(|at| image[*at] ^= 1);
+        for at in places {
+            image[at] ^= 1;
+        }
         let image = memory(image);
         assert_eq!(codes(&image), open_codes, "{what}");
         let layer = disk(&image);

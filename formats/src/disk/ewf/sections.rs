@@ -351,15 +351,14 @@ impl<'a> Reader<'a> {
         let copy = Copy { at: entries, base, summed: !has_chunks && section.end >= entries_end.saturating_add(4) };
         let end = if has_chunks { section.end } else { self.sectors_end.unwrap_or(entries_end) };
         let segment = self.segment;
-        if let Some(last) = self.tables.last_mut().filter(|last| is_copy && last.copies.len() == 1) {
-            if last.end == end && last.segment == segment {
-                if last.count == count {
-                    last.copies.push(copy);
-                } else {
-                    last.trust = Trust::Doubtful;
-                }
-                return;
+        let is_of = |last: &&mut Table| is_copy && last.copies.len() == 1 && last.end == end && last.segment == segment;
+        if let Some(last) = self.tables.last_mut().filter(is_of) {
+            if last.count == count {
+                last.copies.push(copy);
+            } else {
+                last.trust = Trust::Doubtful;
             }
+            return;
         }
         let copies = vec![copy];
         self.tables.push(Table { first: 0, count, copies, end, trust: Trust::Sound, segment });
