@@ -86,7 +86,7 @@ fn segments_beside_the_first_one_are_joined() {
     let mut want = bytes(&disk());
     want[gap].fill(0);
     assert!(cut == want || cut.len() < want.len(), "{}", cut.len());
-    let told = String::from_utf8(expect(1, ["info", &text(&first)])).unwrap();
+    let told = String::from_utf8(expect(1, ["scan", &text(&first)])).unwrap();
     assert!(told.contains("EWF-SEGMENT-GONE"), "{told}");
 }
 

@@ -111,7 +111,7 @@ mod tests {
         let names = ["a.E01", "a.e02", "a.E99", "a.EAA", "a.EAB", "a.EZZ", "a.FAA", "a.s01", "a.S99", "a.SAA", "a.TAA"];
         let want = [1, 2, 99, 100, 101, 775, 776, 1, 99, 100, 776];
         assert_eq!(names.map(place), want.map(Some));
-        for other in ["a.E00", "a.001", "E01", ".E01", "a.img", "a.B01", "a.E1"] {
+        for other in ["a.E00", "a.001", "E01", ".E01", "a.bin", "a.B01", "a.E1"] {
             assert_eq!(place(other), None, "{other}");
         }
     }
