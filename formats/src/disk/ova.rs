@@ -93,6 +93,8 @@ struct Archive {
     members: Vec<Member>,
     /// The first is the root.
     names: Vec<Name>,
+    /// The names of the members.
+    ids: HashMap<usize, usize>,
     /// What the manifest says, by member.
     digests: BTreeMap<usize, Digest>,
 }
@@ -151,7 +153,8 @@ impl Archive {
             let text = format!("{twice} members have the name of another");
             findings.push(Finding::new("OVA-TWICE", at..at.saturating_add(512), Trust::Doubtful, text));
         }
-        Self { bytes, members, names, digests: BTreeMap::new() }
+        let ids = names.iter().enumerate().filter_map(|(id, name)| Some((name.member?, id))).collect();
+        Self { bytes, members, names, ids, digests: BTreeMap::new() }
     }
 
     fn read_manifest(&mut self, findings: &mut Vec<Finding>) {
@@ -285,8 +288,8 @@ impl Tree for Archive {
         let number = narrow(part.into());
         let Some(member) = self.members.get(number) else { return ControlFlow::Continue(()) };
         claim(&*self.bytes, member.at, member.data.saturating_sub(member.at), Use::Metadata, &mut *sink)?;
-        let id = self.names.iter().position(|name| name.member == Some(number));
-        claim(&*self.bytes, member.data, member.len, Use::Data(NodeId(wide(id.unwrap_or(0)))), &mut *sink)?;
+        let id = self.ids.get(&number).copied().unwrap_or(0);
+        claim(&*self.bytes, member.data, member.len, Use::Data(NodeId(wide(id))), &mut *sink)?;
         match self.digests.get(&number).and_then(|digest| self.check(member, digest)) {
             Some(finding) => sink(Note::Finding(finding)),
             None => ControlFlow::Continue(()),

@@ -76,7 +76,9 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
         let name = header.parent_name.clone();
         facts.push(Fact::new("parent_id", id.clone().unwrap_or_default()));
         facts.push(Fact::new("parent_name", name.clone().unwrap_or_default()));
-        facts.push(Fact::new("parent_modified", Value::Time(footer::time(header.parent_time))));
+        if header.parent_time != 0 {
+            facts.push(Fact::new("parent_modified", Value::Time(footer::time(header.parent_time))));
+        }
         let hint = name.map(String::into_bytes);
         wants.push(Want { role: Role::Parent, id: id.map(String::into_bytes), hint, len: None });
     }

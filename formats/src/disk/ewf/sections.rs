@@ -25,6 +25,8 @@ pub(super) const MAX_CHUNKS: u32 = 1 << 19;
 const MAX_SECTIONS: usize = 1 << 20;
 /// Ranges that could not be read, of one image.
 const MAX_ERRORS: u64 = 1 << 20;
+/// Headers of an image: three, of which two are copies.
+const MAX_HEADERS: u32 = 8;
 /// Bytes of a header's text.
 const MAX_TEXT: usize = 1 << 20;
 
@@ -121,6 +123,8 @@ fn section(layer: &dyn Layer, segment: u64, at: u64) -> Option<(Section, bool)> 
     let next = segment.saturating_add(word(16));
     // Some writers leave the size out: then the next section tells.
     let end = if word(24) >= SECTION_LEN { at.saturating_add(word(24)) } else { next };
+    // No section reaches into the next: what all of them have together is no more than the file.
+    let end = if next > at { end.min(next) } else { end };
     Some((Section { at, kind, next, end }, valid))
 }
 
@@ -139,6 +143,8 @@ struct Reader<'a> {
     areas: Vec<Range<u64>>,
     findings: Vec<Finding>,
     texts: Vec<(&'static str, String)>,
+    /// Headers that were read.
+    headers: u32,
     /// The last segment's number.
     segment: u16,
     segments: u32,
@@ -160,6 +166,7 @@ impl<'a> Reader<'a> {
             areas: Vec::new(),
             findings: Vec::new(),
             texts: Vec::new(),
+            headers: 0,
             segment: 0,
             segments: 0,
             gaps: Vec::new(),
@@ -338,13 +345,13 @@ impl<'a> Reader<'a> {
         let count = LittleEndian::read_u32(&head);
         let range = section.at..section.data().saturating_add(TABLE_LEN);
         let is_copy = section.is("table2");
-        if !whole || !valid || count > MAX_CHUNKS {
+        let entries_end = section.data().saturating_add(TABLE_LEN).saturating_add(u64::from(count).saturating_mul(4));
+        if !whole || !valid || count > MAX_CHUNKS || entries_end > section.end {
             // Its copy counts the same chunks; if there is none, the chunks behind are where they should not be.
             self.note("EWF-TABLE", range, Trust::Inferred, "the head of a table is damaged");
             return;
         }
         let entries = section.data().saturating_add(TABLE_LEN);
-        let entries_end = entries.saturating_add(u64::from(count).saturating_mul(4));
         // Of SMART the chunks follow the entries at once.
         let has_chunks = section.end > entries_end.saturating_add(64) && self.sectors_end.is_none();
         let base = start.saturating_add(head.get(8..).map_or(0, LittleEndian::read_u64));
@@ -370,8 +377,10 @@ impl<'a> Reader<'a> {
         let count = head.as_deref().map_or(0, LittleEndian::read_u32);
         let valid =
             head.is_some_and(|head| head.get(..516).map(adler32) == head.get(516..).map(LittleEndian::read_u32));
+        let inside = section.end.saturating_sub(section.data()).saturating_sub(520);
         let len = u64::from(count).saturating_mul(8);
-        let (bytes, seen) = read_vec(self.layer, section.data().saturating_add(520), narrow(len.min(MAX_ERRORS << 3)));
+        let (bytes, seen) =
+            read_vec(self.layer, section.data().saturating_add(520), narrow(len.min(MAX_ERRORS << 3).min(inside)));
         if !valid || !seen.is_whole() || wide(bytes.len()) < len {
             // What the imager put there instead of what it could not read is taken for data.
             self.note("EWF-ERRORS", range, Trust::Doubtful, "the list of unreadable sectors is damaged");
@@ -406,6 +415,10 @@ impl<'a> Reader<'a> {
 
     /// The examiner's words: zlib of lines, of which the third names the columns of the fourth.
     fn take_text(&mut self, section: &Section) {
+        if self.headers >= MAX_HEADERS {
+            return;
+        }
+        self.headers = self.headers.saturating_add(1);
         let Some(packed) = self.content(section, wide(MAX_TEXT)) else { return };
         let mut bytes = vec![0; MAX_TEXT];
         let len = match inflate_zlib(&packed, &mut bytes) {

@@ -19,6 +19,7 @@ use crate::layer::{Layer, Trust};
 use crate::note::Finding;
 use crate::num::{narrow, round_up};
 use crate::read::read_exact;
+use std::collections::HashMap;
 
 const BLOCK: u64 = 512;
 /// Longer values of a name are no name.
@@ -134,7 +135,8 @@ fn number(bytes: &[u8]) -> Option<u64> {
 
 /// The members of an archive, and what is wrong with it. What can't be told apart any more is one doubtful member.
 pub(super) fn read(layer: &dyn Layer) -> (Vec<Member>, Vec<Finding>) {
-    let mut members = Vec::new();
+    let mut members: Vec<Member> = Vec::new();
+    let mut files: HashMap<Vec<u8>, usize> = HashMap::new();
     let mut findings = Vec::new();
     let mut note = |code, at: u64, text: String| {
         findings.push(Finding::new(code, at..at.saturating_add(BLOCK), Trust::Doubtful, text));
@@ -219,7 +221,17 @@ pub(super) fn read(layer: &dyn Layer) -> (Vec<Member>, Vec<Finding>) {
             at = layer.len();
         }
         // A hard link: the bytes are those of a member before.
-        members.push(if kind == b'1' { linked(&members, &member, text(field(&bytes, 157, 100))) } else { member });
+        let target = extra.link.as_deref().unwrap_or_else(|| text(field(&bytes, 157, 100)));
+        let target =
+            if kind == b'1' { files.get(&clean(target).0).and_then(|number| members.get(*number)) } else { None };
+        let member = match target {
+            Some(target) => Member { path: member.path, ..target.clone() },
+            None => member,
+        };
+        if member.what == What::File {
+            files.insert(member.path.clone(), members.len());
+        }
+        members.push(member);
     }
     if !ended {
         note("OVA-END", at.min(layer.len()).saturating_sub(BLOCK), "the archive ends without its end mark".into());
@@ -271,12 +283,6 @@ fn what(kind: u8, bytes: &[u8; 512], extra: &Extra) -> What {
         b'S' => What::Sparse,
         _ => What::Special,
     }
-}
-
-fn linked(members: &[Member], member: &Member, target: &[u8]) -> Member {
-    let target = clean(target).0;
-    let found = members.iter().rev().find(|other| other.path == target && other.what == What::File);
-    found.map_or_else(|| member.clone(), |found| Member { path: member.path.clone(), ..found.clone() })
 }
 
 /// The member's path, and whether it tried to lead out of the archive.
