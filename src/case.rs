@@ -13,6 +13,7 @@ mod item;
 mod keep;
 mod machines;
 mod names;
+mod packed;
 mod paths;
 mod pick;
 mod search;

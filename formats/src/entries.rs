@@ -94,6 +94,11 @@ impl Page {
         self.bytes(at, 8).map(LittleEndian::read_u64)
     }
 
+    /// The big-endian entry of four bytes at `at`.
+    pub fn be32(&self, at: u64) -> Result<u32, Loss> {
+        self.bytes(at, 4).map(BigEndian::read_u32)
+    }
+
     /// The little-endian entry of four bytes at `at`.
     pub fn le32(&self, at: u64) -> Result<u32, Loss> {
         self.bytes(at, 4).map(LittleEndian::read_u32)

@@ -20,6 +20,7 @@
 
 pub mod adapt;
 pub mod audit;
+pub mod blocks;
 pub mod codec;
 pub mod cursor;
 pub mod disk;
@@ -27,6 +28,7 @@ pub mod entries;
 pub mod error;
 pub mod format;
 pub mod guest;
+pub mod guid;
 pub mod laws;
 pub mod layer;
 pub mod link;

@@ -6,7 +6,7 @@ use super::{Case, Noted, Options, Store, StoreFile, paths, wants};
 use crate::health;
 use crate::progress::Progress;
 use crate::ranges::RangeSet;
-use crate::source::Source;
+use crate::source::{Source, SourceKind};
 use crate::sweep::SweepOptions;
 use anyhow::{Result, bail};
 use std::cmp::Reverse;
@@ -91,6 +91,11 @@ impl Work<'_> {
 
     fn give_file(&mut self, path: &Path, input: bool) -> Result<()> {
         let source = self.case.sources.open(path)?;
+        if source.kind == SourceKind::File
+            && let Some((name, command)) = super::packed::kind(&*source.bytes)
+        {
+            bail!("is packed with {name}: unpack it first: {command} {}", path.display());
+        }
         if input {
             if self.case.inputs.iter().any(|known| Arc::ptr_eq(known, &source)) {
                 bail!("is given twice");

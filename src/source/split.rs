@@ -3,6 +3,8 @@
 //! The tools that cut (FTK Imager, ewfexport, `split`) make all parts equally long but the last. That is the
 //! evidence that files with such names belong together, and it places what lies behind a missing part.
 
+mod segments;
+
 use super::file::FileLayer;
 use super::input::{Facts, Input};
 use super::{Source, SourceKind, holes};
@@ -28,6 +30,9 @@ pub(super) enum Found {
 /// the first part is not followed.
 pub(super) fn join(path: &Path, first: &Input, tag: Tag) -> Result<Found> {
     let single = Ok(Found::Single(Vec::new()));
+    if let Some(set) = segments::join(path, first, tag)? {
+        return Ok(Found::Set(Box::new(set)));
+    }
     let Some(name) = path.file_name().and_then(PartName::parse) else { return single };
     if first.facts.device {
         return single;

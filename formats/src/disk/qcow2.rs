@@ -45,6 +45,8 @@ fn probe(layer: &dyn Layer) -> u8 {
     let (version, cluster_bits) = (BigEndian::read_u32(&head[4..]), BigEndian::read_u32(&head[20..]));
     match version {
         2 | 3 if (9..=21).contains(&cluster_bits) => score::PROVEN,
+        // A format of its own.
+        1 => score::NONE,
         _ => score::MAGIC,
     }
 }

@@ -22,6 +22,24 @@ pub fn load(path: &Path) -> Bytes {
     memory(std::fs::read(path).unwrap())
 }
 
+/// A packed image of the corpus.
+pub fn unpack(path: &Path) -> Bytes {
+    let tool = if path.extension().is_some_and(|suffix| suffix == "bz2") { "bunzip2" } else { "gunzip" };
+    let done = Command::new(tool).arg("-c").arg(path).output().unwrap();
+    assert!(done.status.success(), "{tool} {}", path.display());
+    memory(done.stdout)
+}
+
+/// SHA-256 in hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    use std::fmt::Write as _;
+    sha2::Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
 /// Opens with the row that claims the image most.
 pub fn open(image: &Bytes) -> Opened {
     let format = vdrecover_formats::FORMATS.iter().max_by_key(|format| (format.probe)(&**image)).unwrap();

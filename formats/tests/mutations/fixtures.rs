@@ -7,7 +7,7 @@ use vdrecover_formats::Bytes;
 use vdrecover_formats::link::{Role, Want};
 use vdrecover_testdata::vmdk::{self, Descriptor, Grain, Order};
 use vdrecover_testdata::vmfs::{Addressing, Content, Expected, FileType, Layout, Version, Vmfs, VmfsSpec, pattern};
-use vdrecover_testdata::{Device, gpt, qcow2};
+use vdrecover_testdata::{Device, ewf, gpt, ova, qcow1, qcow2, vdi, vhd, vhdx};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -87,6 +87,12 @@ pub fn all() -> Vec<Fixture> {
     let mut all = vec![raw(), mbr_disk(), gpt_disk(), flat(), sesparse(), stream()];
     all.extend(hosted());
     all.extend(cowd());
+    all.extend(vhds());
+    all.extend(vhdxs());
+    all.extend(vdis());
+    all.extend(qcow1s());
+    all.push(exported());
+    all.push(examined());
     let plain = qcow2::Options { cluster_bits: 12, ..qcow2::Options::default() };
     for (name, options) in [
         ("qcow2", plain.clone()),
@@ -275,6 +281,170 @@ fn sesparse() -> Fixture {
     let parent = Part { name: "parent".into(), device: Arc::new(parent), areas: Vec::new() };
     let expect = Expect::Disk(now);
     Fixture { name: "sesparse", format: "sesparse", parts: vec![extent, parent], expect, knows_len: true }
+}
+
+fn be32(bytes: &[u8], at: u64) -> u64 {
+    u64::from(u32::from_be_bytes(bytes[at as usize..at as usize + 4].try_into().unwrap()))
+}
+
+/// A fixed, a dynamic and a differencing VHD.
+fn vhds() -> [Fixture; 3] {
+    let writer = vhd::Vhd { block: 512 * KIB, ..vhd::Vhd::default() };
+    let (parent, now, _) = delta(512);
+    let fixture = |name, bytes: &[u8], areas, disk: &Device, beside: Option<&Device>| {
+        let mut parts = vec![part("disk", bytes, areas)];
+        let beside = beside.map(|device| Arc::new(device.clone()));
+        parts.extend(beside.map(|device| Part { name: "parent".into(), device, areas: Vec::new() }));
+        Fixture { name, format: "vhd", parts, expect: Expect::Disk(disk.clone()), knows_len: true }
+    };
+    let fixed = writer.fixed(&now);
+    let end = fixed.len() as u64 - 512;
+    let fixed = fixture("vhd-fixed", &fixed, vec![checked("footer", end, 512)], &now, None);
+    let areas = |bytes: &[u8]| {
+        let blocks = now.len() / writer.block;
+        let mut areas = vec![
+            checked("footer copy", 0, 512),
+            checked("header", 512, 1024),
+            area("table", 1536, blocks * 4),
+            checked("footer", bytes.len() as u64 - 512, 512),
+        ];
+        let at = (0..blocks).map(|block| be32(bytes, 1536 + block * 4)).filter(|at| *at != 0xFFFF_FFFF);
+        areas.extend(at.map(|at| area("bitmaps", at * 512, 512)));
+        areas
+    };
+    let dynamic = writer.dynamic(&now);
+    let dynamic = fixture("vhd", &dynamic, areas(&dynamic), &now, None);
+    let link = vhd::Parent { disk: &parent, id: [7; 16], name: "parent" };
+    let child = writer.differencing(&now, link);
+    [fixed, dynamic, fixture("vhd-differencing", &child, areas(&child), &now, Some(&parent))]
+}
+
+/// A VHDX as it should be, one whose table is in its log, and a differencing one.
+fn vhdxs() -> [Fixture; 3] {
+    let (parent, now, _) = delta(512);
+    let areas = |bytes: &[u8], dirty: bool| {
+        let mut areas = vec![
+            area("identifier", 0, 8),
+            checked("first header", 64 * KIB, 4 * KIB),
+            checked("second header", 128 * KIB, 4 * KIB),
+            checked("first regions", 192 * KIB, 128),
+            checked("second regions", 256 * KIB, 128),
+            area("metadata", 2 * MIB, 256),
+            area("metadata items", 2 * MIB + 64 * KIB, 48),
+        ];
+        // The chunk of 8,192 blocks has its bitmap behind the entries of all of them.
+        let bitmap = vhdx::BAT + 8192 * 8;
+        if dirty {
+            areas.push(area("log", MIB, 8 * KIB));
+            areas.push(area("log", 2 * MIB - 12 * KIB, 12 * KIB));
+        } else {
+            areas.push(area("table", vhdx::BAT, now.len() / MIB * 8));
+        }
+        if le64(bytes, bitmap) != 0 {
+            areas.push(area("bitmap entry", bitmap, 8));
+            areas.push(area("bitmap", le64(bytes, bitmap) & !7, 1024));
+        }
+        areas
+    };
+    let fixture = |name, bytes: &[u8], dirty, beside: Option<&Device>| {
+        let mut parts = vec![part("disk", bytes, areas(bytes, dirty))];
+        let beside = beside.map(|device| Arc::new(device.clone()));
+        parts.extend(beside.map(|device| Part { name: "parent".into(), device, areas: Vec::new() }));
+        Fixture { name, format: "vhdx", parts, expect: Expect::Disk(now.clone()), knows_len: true }
+    };
+    let writer = vhdx::Vhdx::default();
+    let link = vhdx::Parent { disk: &parent, data_write: [7; 16], name: "parent" };
+    let dirty = vhdx::Vhdx { dirty: true, ..vhdx::Vhdx::default() };
+    [
+        fixture("vhdx", &writer.write(&now, None), false, None),
+        fixture("vhdx-dirty", &dirty.write(&now, None), true, None),
+        fixture("vhdx-differencing", &vhdx::Vhdx::default().write(&now, Some(link)), false, Some(&parent)),
+    ]
+}
+
+/// A VDI, and a child of one.
+fn vdis() -> [Fixture; 2] {
+    let (parent, now, _) = delta(512);
+    let ids = vdi::Ids { created: [5; 16], modified: [6; 16] };
+    let fixture = |name, bytes: &[u8], beside: Option<&Device>| {
+        let areas = vec![area("header", 64, 392), area("map", vdi::MAP, now.len() / vdi::BLOCK * 4)];
+        let mut parts = vec![part("disk", bytes, areas)];
+        let beside = beside.map(|device| Arc::new(device.clone()));
+        parts.extend(beside.map(|device| Part { name: "parent".into(), device, areas: Vec::new() }));
+        Fixture { name, format: "vdi", parts, expect: Expect::Disk(now.clone()), knows_len: true }
+    };
+    [
+        fixture("vdi", &vdi::write(&now, ids, None), None),
+        fixture("vdi-differencing", &vdi::write(&now, ids, Some((&parent, ids))), Some(&parent)),
+    ]
+}
+
+/// A plain, a packed and a backed QCOW of version 1.
+fn qcow1s() -> [Fixture; 3] {
+    let (parent, now, _) = delta(512);
+    let empty = Device::new(now.len());
+    let fixture = |name, options: &qcow1::Options| {
+        let is_backed = options.backing.is_some();
+        let bytes = qcow1::write(&now, if is_backed { &parent } else { &empty }, options);
+        let (l1, entries) = (be64(&bytes, 40), now.len() >> (options.cluster_bits + options.l2_bits));
+        let mut areas = vec![area("header", 0, 48), area("L1", l1, entries * 8)];
+        for index in 0..entries {
+            let table = be64(&bytes, l1 + index * 8);
+            areas.extend((table != 0).then(|| area("L2", table, 8 << options.l2_bits)));
+        }
+        let mut parts = vec![part("disk", &bytes, areas)];
+        let device = Arc::new(parent.clone());
+        parts.extend(is_backed.then(|| Part { name: "parent".into(), device, areas: Vec::new() }));
+        Fixture { name, format: "qcow", parts, expect: Expect::Disk(now.clone()), knows_len: true }
+    };
+    let plain = qcow1::Options::default();
+    let backed = qcow1::Options { cluster_bits: 9, l2_bits: 12, backing: Some("parent".into()), ..plain.clone() };
+    let packed = qcow1::Options { packed: true, ..plain.clone() };
+    [fixture("qcow", &plain), fixture("qcow-deflate", &packed), fixture("qcow-backed", &backed)]
+}
+
+/// An exported machine.
+fn exported() -> Fixture {
+    let disks = [("web-disk1.vmdk".to_owned(), pattern(200_000, 90)), ("web-disk2.vmdk".to_owned(), pattern(9000, 91))];
+    let bytes = ova::write("web", &disks);
+    let mut areas = Vec::new();
+    let mut expected = Vec::new();
+    let mut at = 0;
+    while bytes[at] != 0 {
+        let text = |from: usize, len| String::from_utf8(bytes[from..from + len].to_vec()).unwrap();
+        let path = text(at, 100).trim_end_matches('\0').to_owned();
+        let len = u64::from_str_radix(&text(at + 124, 11), 8).unwrap();
+        areas.push(checked("headers", at as u64, 512));
+        let content = Content::bytes(&bytes[at + 512..at + 512 + len as usize]);
+        let content = Some(content);
+        expected.push(Expected { path, kind: FileType::File, len, mode: 0o644, time: 1_700_000_000, fd: 0, content });
+        at += 512 + (len as usize).next_multiple_of(512);
+    }
+    let parts = vec![part("web.ova", &bytes, areas)];
+    Fixture { name: "ova", format: "ova", parts, expect: Expect::Tree(expected), knows_len: true }
+}
+
+/// An image of an examiner.
+fn examined() -> Fixture {
+    let device = disk(4 * MIB, 95);
+    let bytes = ewf::write(&device, &ewf::Options::default()).concat();
+    let mut areas = vec![area("segment", 0, 13)];
+    let mut at = 13;
+    loop {
+        let kind = bytes[at as usize..at as usize + 16].split(|byte| *byte == 0).next().unwrap();
+        areas.push(checked("section heads", at, 76));
+        match kind {
+            b"volume" => areas.push(checked("volume", at + 76, 1052)),
+            b"table" => areas.push(checked("tables", at + 76, le64(&bytes, at + 24) - 76)),
+            b"table2" => areas.push(checked("second tables", at + 76, le64(&bytes, at + 24) - 76)),
+            b"sectors" => areas.push(checked("chunks", at + 76, 4096)),
+            b"done" => break,
+            _ => {}
+        }
+        at = le64(&bytes, at + 16);
+    }
+    let parts = vec![part("disk.E01", &bytes, areas)];
+    Fixture { name: "ewf", format: "ewf", parts, expect: Expect::Disk(device), knows_len: true }
 }
 
 fn qcow2_disk(name: &'static str, options: &qcow2::Options) -> Fixture {

@@ -93,6 +93,36 @@ fn entries(fixture: &Fixture, area: &Area) -> Option<Entries> {
                 vec![("out of range", len / 512 + 1), ("another place", old + 1), ("nowhere", 0), ("no place", 2)]
             })
         }
+        ("vhd" | "vhd-differencing", "table") => entries(4, true, |old, len| {
+            if old == 0xFFFF_FFFF {
+                return Vec::new();
+            }
+            let mut bad = vec![("out of range", len / 512), ("out of range", 0xFFFF_FFF0), ("in the table", 3)];
+            bad.push(("in a footer", len / 512 - 1));
+            bad
+        }),
+        ("vhdx" | "vhdx-differencing", "table") => entries(8, false, |old, len| {
+            let mut bad = vec![("no state", old & !7 | 4), ("no state", old & !7 | 5), ("reserved", old | 1 << 10)];
+            if old & 7 == 6 {
+                bad.push(("out of range", len.next_multiple_of(1 << 20) | old & 7));
+                bad.push(("in the table", 3 << 20 | old & 7));
+            }
+            bad
+        }),
+        ("vhdx-differencing", "bitmap entry") => entries(8, false, |old, len| {
+            vec![("no state", old & !7 | 1), ("out of range", len.next_multiple_of(1 << 20) | 6)]
+        }),
+        ("vdi" | "vdi-differencing", "map") => entries(4, false, |old, _| {
+            if old < 0xFFFF_FFFE { vec![("out of range", 1000), ("out of range", 0xFFFF_FFF0)] } else { Vec::new() }
+        }),
+        ("qcow" | "qcow-backed", "L1" | "L2") => entries(8, true, |old, len| {
+            let len = len.next_multiple_of(4096);
+            vec![("out of range", len), ("out of range", 1 << 62), ("unaligned", old + 8), ("the header", 8)]
+        }),
+        ("qcow-deflate", "L2") => entries(8, true, |old, len| match old >> 63 {
+            1 => vec![("out of range", old & !((1 << 51) - 1) | (len + 512))],
+            _ => vec![("unaligned", old + 8)],
+        }),
         ("sesparse", "directory") => entries(8, false, |old, _| {
             vec![("no magic", old & 0xFFFF_FFFF), ("out of range", old + 1000), ("wrong magic", old ^ 1 << 40)]
         }),

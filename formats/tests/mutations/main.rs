@@ -95,7 +95,9 @@ fn fixtures_are_sound() {
             let mut byte = [0];
             assert_eq!(vdrecover_formats::read(&*layer, 0, &mut byte).trust, Trust::Sound, "{}", fixture.name);
         }
-        let outcome = judge(fixture, &fixture.images(), true);
+        let mut outcome = judge(fixture, &fixture.images(), true);
+        // A log that has to be replayed is told of, and no damage.
+        outcome.findings.retain(|code| *code != "VHDX-LOG-REPLAYED");
         let Outcome { digest, lost, .. } = outcome;
         // A mapping's bytes are on another device.
         let right = Outcome { opened: true, digest, lost, ..Outcome::default() };

@@ -83,7 +83,10 @@ fn step(fixture: &Fixture, mutation: &mut Mutation, dice: &mut Dice) {
             image.lose_sector(at / SECTOR);
             ("unreadable", true, format!("sector {:#x} can't be read", at / SECTOR))
         }
-        _ => (area.what, area.checked, overwrite(image, areas, area, at, dice)),
+        _ => {
+            let (text, checked) = overwrite(image, areas, area, at, dice);
+            (area.what, area.checked && checked, text)
+        }
     };
     mutation.what = what;
     mutation.revealed &= revealed;
@@ -111,9 +114,10 @@ fn place(image: &Image, area: &Area, dice: &mut Dice) -> u64 {
     at
 }
 
-fn overwrite(image: &mut Image, areas: &[Area], area: &Area, at: u64, dice: &mut Dice) -> String {
+/// What was done, and whether all else that it hit is checked as well.
+fn overwrite(image: &mut Image, areas: &[Area], area: &Area, at: u64, dice: &mut Dice) -> (String, bool) {
     let sector = at / SECTOR;
-    match dice.roll(12) {
+    let text = match dice.roll(12) {
         0 => {
             let old = image.get(at, 1)[0];
             let new = old ^ 1 << dice.roll(8);
@@ -134,17 +138,20 @@ fn overwrite(image: &mut Image, areas: &[Area], area: &Area, at: u64, dice: &mut
             format!("sector {sector:#x} becomes garbage")
         }
         4 | 5 => {
-            let other = place(image, pick(areas, dice), dice) / SECTOR;
+            let other_area = pick(areas, dice);
+            let other = place(image, other_area, dice) / SECTOR;
             let (mine, theirs) = (image.sector(sector), image.sector(other));
             image.set_sector(sector, &theirs);
             if dice.roll(2) == 0 {
-                return format!("sector {sector:#x} becomes a copy of {other:#x}");
+                format!("sector {sector:#x} becomes a copy of {other:#x}")
+            } else {
+                image.set_sector(other, &mine);
+                return (format!("sectors {sector:#x} and {other:#x} change places"), other_area.checked);
             }
-            image.set_sector(other, &mine);
-            format!("sectors {sector:#x} and {other:#x} change places")
         }
         _ => number(image, area, at, dice),
-    }
+    };
+    (text, true)
 }
 
 /// A field becomes a number that readers may trip over.
