@@ -7,9 +7,14 @@ pub mod cowd;
 mod descriptor;
 mod extent;
 pub mod hosted;
+mod layout;
 mod packed;
 pub mod sesparse;
+mod rebuild;
+mod redundant;
 mod sparse;
+mod stream;
+mod tally;
 
 use crate::entries::Entries;
 use crate::error::Error;
@@ -135,7 +140,7 @@ fn parent(descriptor: &Descriptor) -> Option<Want> {
 fn want(extent: &Extent) -> Option<Want> {
     let len = match extent.kind {
         Kind::Flat => Some(extent.offset.saturating_add(extent.sectors).saturating_mul(512)),
-        Kind::Sparse | Kind::SeSparse => None,
+        Kind::Sparse | Kind::Cowd | Kind::SeSparse => None,
         Kind::Zero | Kind::Device | Kind::Unknown(_) => return None,
     };
     let wanted = extent.access != Access::None && extent.has_file();
@@ -165,7 +170,7 @@ fn observations(descriptor: &Descriptor) -> Vec<Finding> {
             }
             (Kind::Device, _) => note("VMDK-DEVICE", format!("the extent is a device mapping, `{name}`")),
             (Kind::Unknown(word), _) => note("VMDK-EXTENT-TYPE", format!("extent type {word}, `{name}`")),
-            (Kind::Flat | Kind::Sparse | Kind::SeSparse, _) if !extent.has_file() => {
+            (Kind::Flat | Kind::Sparse | Kind::Cowd | Kind::SeSparse, _) if !extent.has_file() => {
                 note("VMDK-OBJECT", format!("the extent is not a file but `{name}`"));
             }
             _ => {}
@@ -231,22 +236,20 @@ fn sparse_extent(extent: &Extent, file: &Bytes, parent: Parent, memo: &Memo, fin
     let opened: Result<Bytes, Error> = if sesparse::is_sesparse(&**file) {
         sesparse::Header::load(&**file).map(|header| {
             let found = header.findings.clone();
-            let layer: Bytes = Arc::new(header.into_layer(entries(), parent, found));
+            let layer: Bytes = Arc::new(header.into_layer(entries(), memo, parent, found));
             layer
         })
-    } else if magic == *hosted::MAGIC {
-        hosted::Header::load(&**file).map(|header| {
+    } else if magic == *cowd::MAGIC || (magic != *hosted::MAGIC && extent.kind == Kind::Cowd) {
+        cowd::load(file, extent.len(), memo).map(|header| {
             let found = header.findings.clone();
-            header.into_layer(&entries(), memo, &parent, found)
-        })
-    } else if magic == *cowd::MAGIC {
-        cowd::Header::load(&**file).map(|header| {
-            let found = header.findings.clone();
-            let layer: Bytes = Arc::new(header.into_layer(entries(), parent, found));
+            let layer: Bytes = Arc::new(header.into_layer(entries(), memo, parent, found));
             layer
         })
     } else {
-        Err(Error::unsupported(format!("an extent that starts with {}", magic.escape_ascii())))
+        rebuild::load(&**file, Some(extent.len())).map(|header| {
+            let found = header.findings.clone();
+            header.into_layer(&entries(), memo, &parent, found)
+        })
     };
     let name = extent.name.as_deref().unwrap_or_default().escape_ascii();
     match opened {
@@ -260,7 +263,9 @@ fn sparse_extent(extent: &Extent, file: &Bytes, parent: Parent, memo: &Memo, fin
         Err(error) => {
             let text = format!("extent `{name}`: {error}");
             findings.push(Finding::new("VMDK-EXTENT", extent.line.clone(), Trust::Sound, text));
-            Stored::Lost(if matches!(error, Error::Unsupported { .. }) { Why::Unsupported } else { Why::Unmapped })
+            let foreign = magic != *hosted::MAGIC && magic != *cowd::MAGIC && !magic.iter().all(|byte| *byte == 0);
+            let unread = foreign || matches!(error, Error::Unsupported { .. });
+            Stored::Lost(if unread { Why::Unsupported } else { Why::Unmapped })
         }
     }
 }

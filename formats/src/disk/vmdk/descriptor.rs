@@ -52,8 +52,10 @@ pub(super) enum Kind {
     Flat,
     /// No file.
     Zero,
-    /// `SPARSE` and `VMFSSPARSE`: the magic in the file tells which.
+    /// `SPARSE`, hosted as a rule: the magic in the file tells.
     Sparse,
+    /// `VMFSSPARSE`, COWD as a rule.
+    Cowd,
     SeSparse,
     /// `VMFSRDM` and `VMFSRAW`: on a device.
     Device,
@@ -159,7 +161,8 @@ impl Kind {
         match word.as_str() {
             "FLAT" | "VMFS" => Self::Flat,
             "ZERO" => Self::Zero,
-            "SPARSE" | "VMFSSPARSE" => Self::Sparse,
+            "SPARSE" => Self::Sparse,
+            "VMFSSPARSE" => Self::Cowd,
             "SESPARSE" => Self::SeSparse,
             "VMFSRDM" | "VMFSRAW" => Self::Device,
             _ => Self::Unknown(word),
@@ -171,6 +174,7 @@ impl Kind {
             Self::Flat => "FLAT",
             Self::Zero => "ZERO",
             Self::Sparse => "SPARSE",
+            Self::Cowd => "VMFSSPARSE",
             Self::SeSparse => "SESPARSE",
             Self::Device => "VMFSRDM",
             Self::Unknown(word) => word,
