@@ -36,6 +36,8 @@ pub mod json;
 pub mod qcow2;
 pub mod samples;
 pub mod vmdk;
+pub mod vmdk_cases;
+pub mod vmdk_stream;
 pub mod vmfs;
 pub mod vmx;
 

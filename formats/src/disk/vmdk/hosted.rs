@@ -14,11 +14,12 @@ use super::sparse::{Area, Dialect, Grain, Parent, Shape, Sparse, Table, power, s
 use super::stream::{self, Stream};
 use super::tally::Totals;
 use super::{Descriptor, descriptor, opened, rebuild};
+use crate::adapt::Blank;
 use crate::audit::Codes;
 use crate::entries::{Entries, Page};
 use crate::error::Error;
 use crate::format::{Format, Holds, Magic, Sweep, score};
-use crate::layer::{Bytes, Layer, Loss, MAX_UNIT, Trust};
+use crate::layer::{Bytes, Layer, Loss, MAX_UNIT, Trust, Why};
 use crate::link::{Content, Disk, Fact, Link, Opened, Value};
 use crate::memo::Memo;
 use crate::note::{Finding, Use};
@@ -87,12 +88,18 @@ pub(super) fn open_with(mut header: Header, bytes: &Bytes, memo: &Memo) -> Resul
         let text = format!("the header says {} bytes, the descriptor {stated}", header.len);
         findings.push(Finding::new("KDMV-SIZE", 12..20, Trust::Sound, text));
     }
+    let sealed = descriptor.seal().is_some();
+    findings.extend(super::observations(&descriptor).into_iter().filter(|_| sealed));
     let parent = super::parent(&descriptor);
     let link = Link { id: super::content_id(&descriptor, "cid"), len: header.len, ..Link::default() };
     let facts = facts(&header, &descriptor);
     let wants = Vec::from_iter(parent);
     let (entries, memo) = (Entries::new(bytes.clone(), memo.share()), memo.clone());
     let join = move |others: &[Option<Bytes>]| {
+        if sealed {
+            let bytes: Bytes = Arc::new(Blank::lost(header.len, Why::Sealed, 0));
+            return Ok(Content::Disks(vec![Disk { name: Vec::new(), bytes }]));
+        }
         let parent = match others {
             [] => Parent::None,
             [Some(parent), ..] => Parent::Given(parent.clone(), 0),
