@@ -430,11 +430,11 @@ fn every_extent_counts() {
     let opened = open(&image);
     assert_eq!((opened.link.id.clone(), opened.link.len), (None, 39 * 512));
     let hints: Vec<&[u8]> = opened.wants.iter().map(|want| want.hint.as_deref().unwrap()).collect();
-    assert_eq!(hints, [&b"a.vmdk"[..], b"b.vmdk", b"gone.vmdk", b"short.vmdk"]);
+    assert_eq!(hints, [&b"a.vmdk"[..], b"b.vmdk", b"gone.vmdk", b"rdm.vmdk", b"short.vmdk"]);
     let codes: Vec<&str> = opened.findings.iter().map(|finding| finding.code).collect();
     assert_eq!(codes, ["VMDK-NOACCESS", "VMDK-DEVICE", "VMDK-OBJECT", "VMDK-EXTENT-TYPE", "VMDK-NOACCESS"]);
     let numbered = |count: u8| memory((0..count).flat_map(|i| [i + 1; 512]).collect());
-    let files = [Some(numbered(6)), Some(numbered(2)), None, Some(numbered(5))];
+    let files = [Some(numbered(6)), Some(numbered(2)), None, None, Some(numbered(5))];
     let layer = disks(&opened, &files)[0].bytes.clone();
     check(&layer);
     let row = |at: u64, len: u64, kind: &str, trust| (at * 512, len * 512, kind.to_owned(), trust);
@@ -466,8 +466,12 @@ fn texts_that_are_no_descriptor() {
         let opened = (FORMAT.open)(&memory(text.as_bytes().to_vec()), &memo());
         assert!(matches!(opened, Err(Error::Corrupt { .. })), "{text:?}");
     }
-    let huge = memory([b"# Disk DescriptorFile\nRW 1 ZERO\n".to_vec(), vec![b'\n'; 2 << 20]].concat());
-    assert_eq!((FORMAT.probe)(&*huge), 0);
+    let huge = memory([b"# Disk DescriptorFile\nRW 1 ZERO\n".to_vec(), vec![b'\n'; 5 << 20]].concat());
+    let error = (FORMAT.open)(&huge, &memo()).unwrap_err();
+    assert!(error.to_string().contains("real ones have less"), "{error}");
+    let many = memory([b"# Disk DescriptorFile\n".to_vec(), b"RW 1 ZERO\n".repeat(300_000)].concat());
+    let error = (FORMAT.open)(&many, &memo()).unwrap_err();
+    assert!(error.to_string().contains("more than 65536 extents"), "{error}");
 }
 
 #[test]

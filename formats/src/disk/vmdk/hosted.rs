@@ -292,7 +292,7 @@ impl Header {
         let footer = if self.packed { footer(layer) } else { None };
         let Some((at, copy)) = footer else {
             if !at_end(raw.gd_offset) {
-                self.ends_with_grains = true;
+                self.ends_with_grains = raw.gd_offset < raw.overhead;
                 return Ok(());
             }
             if self.packed {

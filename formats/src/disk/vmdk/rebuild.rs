@@ -15,11 +15,14 @@ use crate::memo::Memo;
 use crate::note::Finding;
 use crate::num::{narrow, round_up, wide};
 use crate::read::{read, read_vec};
+use byteorder::{ByteOrder, LittleEndian};
 
 /// What all writers use: 64 KiB.
 const GRAIN: u64 = 64 << 10;
 /// What a table of 512 grains maps.
 const TABLE_MAPS: u64 = 512 * GRAIN;
+/// Its bytes.
+const TABLE_LEN: u64 = 512 * 4;
 /// Where an embedded descriptor lies, and how long it is at most in all writers.
 const TEXT: (u64, u64) = (512, 20 * 512);
 /// How far from the start tables are looked for when a file is opened; a sweep looks everywhere.
@@ -191,7 +194,34 @@ fn directories(
     };
     // The numbers of a short directory could be there by chance, those of two that fit each other hardly.
     let alone = |first: &&Directory| first.tables >= 4 || (needed.is_some() && !strict);
-    all.iter().find_map(pair).or_else(|| all.iter().find(alone).map(|first| (*first, None)))
+    let found = all.iter().find_map(pair).or_else(|| all.iter().find(alone).map(|first| (*first, None)));
+    found.or_else(|| unseen(layer, needed?))
+}
+
+/// The directories of an extent of so many tables, both gone: at the usual places, if there are tables behind them.
+fn unseen(layer: &dyn Layer, tables: u64) -> Option<(Directory, Option<Directory>)> {
+    const SAMPLES: u64 = 64;
+    USUAL.into_iter().find_map(|at| {
+        let first = Directory { at, tables };
+        let second = Directory { at: first.end(), tables };
+        let grains = round_up(second.end(), GRAIN);
+        if tables == 0 || grains > layer.len() {
+            return None;
+        }
+        let (mut right, mut wrong) = (0_u64, 0_u64);
+        let each = tables.div_ceil(SAMPLES);
+        for index in (0..SAMPLES).map(|sample| sample.saturating_mul(each)).take_while(|index| *index < tables) {
+            let behind = tables.saturating_sub(index).saturating_mul(TABLE_LEN);
+            let (table, _) = read_vec(layer, second.end().saturating_sub(behind), narrow(TABLE_LEN));
+            let places = table.chunks_exact(4).map(|entry| u64::from(LittleEndian::read_u32(entry)).saturating_mul(512));
+            for place in places.filter(|place| *place > 512) {
+                let is_grain = place >= grains && place.is_multiple_of(GRAIN) && place < layer.len();
+                right = right.saturating_add(u64::from(is_grain));
+                wrong = wrong.saturating_add(u64::from(!is_grain));
+            }
+        }
+        (right > 0 && wrong == 0).then_some((first, Some(second)))
+    })
 }
 
 /// The length of the disk of a stream, and where its first record lies.

@@ -145,7 +145,8 @@ impl Scan {
     /// What follows at `at` in the file, past markers and what belongs to them.
     fn follows(&self, mut at: u64) -> Next {
         for _ in 0..MARKERS {
-            let left = self.file.len().saturating_sub(at);
+            // What ends behind the file is cut itself.
+            let Some(left) = self.file.len().checked_sub(at) else { return Next::Garbage };
             let mut head = [0; 512];
             let len = narrow(left.min(512));
             if len < Record::HEAD {
@@ -315,7 +316,11 @@ impl Stream {
         }
         match due {
             None => {}
-            Some(Next::Record(record)) => span.next = record.start,
+            Some(Next::Record(record)) => {
+                span.next = record.start;
+                // One of this span that no table names.
+                span.clean &= record.start >= end;
+            }
             Some(Next::End) => {}
             Some(Next::Cut) if self.ends_with_grains => {}
             Some(Next::Cut | Next::Garbage) => span.clean = false,
@@ -393,15 +398,13 @@ impl Stream {
     fn told<'a>(&'a self, tables: &'a dyn Layer, at: u64, want: u64) -> Run<'a> {
         let run = tables.run(at, want);
         match run.place {
-            Place::Lost(Loss { why: Why::Unmapped | Why::Truncated | Why::Unreadable, at: cause }) => {
+            Place::Lost(Loss { why: why @ (Why::Unmapped | Why::Truncated | Why::Unreadable), at: cause }) => {
                 let found = self.scanned(at, run.len);
                 match found.place {
-                    Place::Lost(Loss { why: Why::Truncated | Why::Unmapped, .. }) => {
-                        Run { len: found.len.min(run.len), ..run }
-                    }
-                    // The table has a grain here, and it is the grain's record that is of another place.
-                    place if is_absent(place) && self.is_record(cause) => Run { len: found.len.min(run.len), ..run },
-                    _ => found,
+                    // The table has a grain here: it lies behind the end of the file, or its record is of another place.
+                    place if is_absent(place) && why != Why::Truncated && !self.is_record(cause) => found,
+                    Place::Coded(_) => found,
+                    _ => Run { len: found.len.min(run.len), ..run },
                 }
             }
             place if !is_absent(place) || run.trust == Trust::Doubtful => run,
