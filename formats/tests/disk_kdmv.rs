@@ -286,7 +286,9 @@ fn a_stream_whose_tables_leave_grains_out() {
     let stream = vmdk::stream_optimized(&device, "s.vmdk", 1);
     let le32 = |at: usize| u32::from_le_bytes(stream[at..at + 4].try_into().unwrap()) as usize * 512;
     let directory = le32(stream.len() - 1024 + 56);
-    for (at, len) in [(directory, 4), (directory, 12), (directory + 4, 4), (le32(directory), 2048), (le32(directory), 4)] {
+    for (at, len) in
+        [(directory, 4), (directory, 12), (directory + 4, 4), (le32(directory), 2048), (le32(directory), 4)]
+    {
         for byte in [0, 0xff] {
             let mut bytes = stream.clone();
             bytes[at..at + len].fill(byte);
@@ -356,11 +358,8 @@ fn an_extent_without_its_header() {
     let sweep = row.sweep.unwrap();
     for at in (0..bytes.len()).step_by(1 << 20) {
         let end = (at + (2 << 20)).min(bytes.len());
-        let window = vdrecover_formats::format::Window {
-            at: at as u64,
-            bytes: &bytes[at..end],
-            own: (end - at).min(1 << 20),
-        };
+        let window =
+            vdrecover_formats::format::Window { at: at as u64, bytes: &bytes[at..end], own: (end - at).min(1 << 20) };
         (sweep.look)(&window, &mut |clue| clues.push(clue));
     }
     let opened = (sweep.build)(&image, &memo(), &clues).unwrap();

@@ -103,7 +103,9 @@ fn vmdks(all: &mut Vec<Image>) {
     let text = Descriptor::delta(now.len(), "VMFSSPARSE", "extent", "parent", 31).text();
     add("COWD over flat", cowd, Some(text), parent.clone(), &now, false);
     let grains = vmdk::difference(&disk, &now, 4096);
-    for (name, order) in [("SESparse over flat", Order::Ascending), ("SESparse over flat, descending", Order::Descending)] {
+    for (name, order) in
+        [("SESparse over flat", Order::Ascending), ("SESparse over flat, descending", Order::Descending)]
+    {
         let text = Descriptor::delta(now.len(), "SESPARSE", "extent", "parent", 31).text();
         add(name, vmdk::sesparse(now.len(), &grains, order), Some(text), parent.clone(), &now, false);
     }
@@ -172,7 +174,8 @@ impl Image {
         let mut rows: Vec<_> = FORMATS.iter().filter(|row| row.name != "raw" && (row.probe)(&**bytes) > 0).collect();
         rows.sort_by_key(|row| std::cmp::Reverse((row.probe)(&**bytes)));
         let disk_rows = rows.iter().filter(|row| ["kdmv", "qcow2", "vmdk"].contains(&row.name));
-        let opened = disk_rows.filter_map(|row| (row.open)(bytes, &memo()).ok()).next();
+        let mut disk_rows = disk_rows;
+        let opened = disk_rows.find_map(|row| (row.open)(bytes, &memo()).ok());
         opened.or_else(|| swept(bytes)).and_then(|opened| self.join(&opened, None))
     }
 
@@ -245,7 +248,8 @@ impl Image {
                 let places: Vec<usize> = if self.checked {
                     (0..bytes.len() / BLOCK).collect()
                 } else {
-                    let touched = self.metadata().into_iter().flat_map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK));
+                    let touched =
+                        self.metadata().into_iter().flat_map(|range| range.start / BLOCK..range.end.div_ceil(BLOCK));
                     let mut touched: Vec<usize> = touched.collect();
                     touched.dedup();
                     touched
@@ -254,11 +258,12 @@ impl Image {
                     let from = places[random.below(places.len())] * BLOCK;
                     let to = (from + BLOCK).min(bytes.len());
                     // What is no metadata in the block stays.
-                    let only = if self.checked { vec![from..to] } else { self.metadata() };
+                    let all = from..to;
+                    let metadata = if self.checked { Vec::new() } else { self.metadata() };
+                    let only = if self.checked { std::slice::from_ref(&all) } else { &metadata };
                     for range in only {
-                        for at in range.start.max(from)..range.end.min(to).max(range.start.max(from)) {
-                            bytes[at] = random.next() as u8;
-                        }
+                        let (start, end) = (range.start.max(from), range.end.min(to));
+                        bytes[start.min(end)..end].iter_mut().for_each(|byte| *byte = random.next() as u8);
                     }
                 }
             }

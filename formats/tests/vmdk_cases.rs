@@ -52,14 +52,14 @@ struct Row {
 }
 
 fn row(case: &Case, layer: &Bytes) -> Row {
-    let mut row = Row::default();
     const STEP: usize = 4096;
+    let mut row = Row::default();
     assert_eq!(layer.len(), case.disk.len() as u64, "{}", case.name);
-    for (at, want) in (0..).step_by(STEP).zip(case.disk.chunks(STEP)) {
-        let (bytes, seen) = read_vec(&**layer, at as u64, want.len());
+    for (at, want) in (0_u64..).step_by(STEP).zip(case.disk.chunks(STEP)) {
+        let (bytes, seen) = read_vec(&**layer, at, want.len());
         row.trust = row.trust.max(seen.trust);
         let gone = |at: u64| seen.gaps.iter().any(|gap| gap.range.contains(&at));
-        let wrong = (at as u64..).zip(bytes.iter().zip(want)).filter(|(at, (a, b))| a != b && !gone(*at)).count() as u64;
+        let wrong = (at..).zip(bytes.iter().zip(want)).filter(|(at, (a, b))| a != b && !gone(*at)).count() as u64;
         row.wrong += wrong;
         row.wrong_and_sound += if seen.trust == Trust::Sound { wrong } else { 0 };
         for gap in seen.gaps {
@@ -122,7 +122,9 @@ fn encrypted_disks_are_sealed() {
         encryptionKeys=\"vmware:key/list/(pair/(fqid/x,HMAC%2dSHA%2d256,y))\"\nRW 8 VMFS \"a-flat.vmdk\"\nRW 8 ZERO\n\
         ddb.iofilters = \"vmwarevmcrypt\"\n";
     let opened = open(&memory(words.as_bytes().to_vec()));
-    assert!(opened.findings.iter().any(|finding| finding.code == "VMDK-SEALED" && finding.text.contains("XTS-AES-256")));
+    assert!(
+        opened.findings.iter().any(|finding| finding.code == "VMDK-SEALED" && finding.text.contains("XTS-AES-256"))
+    );
     assert!(opened.facts.iter().any(|fact| fact.name == "encryption_key_id" && fact.value == "kms/77"));
     let layer = disks(&opened, &[Some(memory(vec![0xc4; 4096]))])[0].bytes.clone();
     check(&layer);

@@ -528,20 +528,44 @@ impl Work<'_> {
             for finding in swept.findings {
                 self.case.findings.push(Noted { about: label.clone(), finding });
             }
+            // What is found on a disk is more than what the disk may have been in.
+            let inside = swept.clues.iter().any(|(format, _)| format.holds != Holds::Disk);
+            let found = swept.clues.iter().filter(|(format, _)| !inside || format.holds != Holds::Disk);
             if swept.clues.is_empty() {
                 let text = "no image format, partition table or datastore was recognised; it is taken for a raw disk";
                 self.note(id, Finding::new("RAW-ONLY", 0..0, Trust::Sound, text));
             }
-            for (format, clues) in &swept.clues {
+            for (format, clues) in found {
                 let Some(build) = format.sweep.map(|sweep| sweep.build) else { continue };
                 match build(&disk, &self.case.pool.share(), clues) {
+                    Ok(opened) if format.holds == Holds::Disk => self.replace_swept(id, format, opened),
                     Ok(opened) => self.add_swept(id, disk.clone(), format, opened),
+                    // Pieces of images lie about on many disks.
+                    Err(_) if format.holds == Holds::Disk => {}
                     Err(error) => {
                         let finding = Finding::new("SWEEP-BUILD", 0..0, Trust::Doubtful, error.to_string());
                         self.case.findings.push(Noted { about: label.clone(), finding });
                     }
                 }
             }
+        }
+    }
+
+    /// An image whose start is gone: the input is what the search says, and no raw disk.
+    fn replace_swept(&mut self, id: ItemId, format: &'static Format, opened: Opened) {
+        let text = format!("its start does not say what it is; a search found {}", format.about);
+        self.note(id, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
+        for finding in opened.findings.clone() {
+            self.note(id, finding);
+        }
+        let queue = opened.wants.is_empty();
+        let item = &mut self.case.items[id];
+        (item.format, item.opened, item.state) = (format, opened, State::Pending);
+        self.opened.remove(&id);
+        if queue {
+            self.queue.push_back(id);
+        } else {
+            self.waiting.push(id);
         }
     }
 

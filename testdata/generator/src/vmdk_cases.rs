@@ -127,7 +127,7 @@ fn hosted(cases: &mut Cases) {
     // The last grain in the file is the last of the disk; of 40 MiB it has the last 64 KiB.
     let short = good[..good.len() - GRAIN as usize].to_vec();
     cases.add("s10", "file shorter than its tables say", one(short), &disk);
-    cases.lose(vec![device.len() - GRAIN..device.len()]);
+    cases.lose(one_range(device.len() - GRAIN, GRAIN));
     let mut zeroed = good.clone();
     zeroed[4] = 2;
     zeroed[8] |= 4;
@@ -143,8 +143,6 @@ fn hosted(cases: &mut Cases) {
 }
 
 fn streams(cases: &mut Cases) {
-    let device = sample(40 * MIB, 11);
-    let disk = plain(&device);
     const NAMES: [(&str, &str); 5] = [
         ("t01", "VMware's stream, with footer and markers"),
         ("t07", "ovftool's stream: directory in header and footer"),
@@ -152,6 +150,8 @@ fn streams(cases: &mut Cases) {
         ("t09", "QEMU's stream: tables first, two copies, no footer"),
         ("t10", "open-vmdk's stream: tables first, grains not aligned"),
     ];
+    let device = sample(40 * MIB, 11);
+    let disk = plain(&device);
     for (writer, (name, about)) in WRITERS.iter().zip(NAMES) {
         cases.add(name, about, one(writer.write(&device, 0x2222_0001)), &disk);
     }
@@ -181,7 +181,7 @@ fn behind(stream: &[u8], len: u64) -> Vec<Range<u64>> {
         }
         at += (size + 12).next_multiple_of(512);
     }
-    vec![last..len]
+    one_range(last, len - last)
 }
 
 /// A descriptor of `lines`.
@@ -355,40 +355,40 @@ fn chains(cases: &mut Cases) {
         bytes[512..512 + words.len()].copy_from_slice(words.as_bytes());
         bytes
     };
-    let lower = vmdk::hosted_sparse(&base, "base.vmdk", 0x4444_0001);
-    let mut upper = hosted(&changed, &words);
+    let base_image = vmdk::hosted_sparse(&base, "base.vmdk", 0x4444_0001);
+    let mut over = hosted(&changed, &words);
     cases.add(
         "c01",
         "a hosted delta over a hosted disk",
-        vec![file("disk.vmdk", upper.clone()), file("base.vmdk", lower.clone())],
+        vec![file("disk.vmdk", over.clone()), file("base.vmdk", base_image.clone())],
         &hosted_result(&base, &now),
     );
-    let Copies { redundant, primary } = copies(&upper);
+    let Copies { redundant, primary } = copies(&over);
     for table in [redundant.1, primary.1] {
         // Grains that became zeros.
         for grain in 144..148 {
-            upper[table + grain * 4..][..4].copy_from_slice(&1_u32.to_le_bytes());
+            over[table + grain * 4..][..4].copy_from_slice(&1_u32.to_le_bytes());
         }
     }
-    upper[8] |= 4;
+    over[8] |= 4;
     cases.add(
         "c03",
         "zeroed grains in a hosted delta",
-        vec![file("disk.vmdk", upper), file("base.vmdk", lower)],
+        vec![file("disk.vmdk", over), file("base.vmdk", base_image)],
         &after,
     );
-    let alone = delta("VMFSSPARSE", "base.vmdk").text();
-    let changes = vmdk::difference(&base, &now, 512);
+    let orphan = delta("VMFSSPARSE", "base.vmdk").text();
+    let sectors = vmdk::difference(&base, &now, 512);
     let mut lost = Vec::new();
     let mut at = 0;
-    for sector in changes.keys() {
+    for sector in sectors.keys() {
         if sector * 512 > at {
             lost.push(at..sector * 512);
         }
         at = sector * 512 + 512;
     }
     lost.push(at..base.len());
-    cases.add("c05", "a delta without its parent", vec![file("disk.vmdk", alone), file("delta.vmdk", cowd)], &after);
+    cases.add("c05", "a delta without its parent", vec![file("disk.vmdk", orphan), file("delta.vmdk", cowd)], &after);
     cases.lose(lost);
 }
 

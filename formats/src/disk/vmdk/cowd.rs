@@ -112,7 +112,7 @@ impl Record for Raw {
 /// writes is always the same, so that a directory behind where the header was needs no header.
 pub(super) fn load(file: &Bytes, len: u64, memo: &Memo) -> Result<Header, Error> {
     let error = match Header::load(&**file) {
-        Err(error @ Error::Corrupt { .. } | error @ Error::Lost { .. }) => error,
+        Err(error @ (Error::Corrupt { .. } | Error::Lost { .. })) => error,
         header => return header,
     };
     let bits = TABLE_BITS.saturating_add(9);
@@ -238,9 +238,8 @@ impl Dialect for Cowd {
         let known = totals.tables.saturating_mul(TABLE_LEN).saturating_add(grains);
         // Files grow in larger steps than grains; the header knows how far they are used.
         let used = self.free.min(file).saturating_sub(first);
-        (used > known).then(|| {
-            format!("{} bytes of the file are in use, and no table names them", used.saturating_sub(known))
-        })
+        (used > known)
+            .then(|| format!("{} bytes of the file are in use, and no table names them", used.saturating_sub(known)))
     }
 }
 

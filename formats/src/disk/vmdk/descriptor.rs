@@ -288,16 +288,9 @@ fn unescape(value: &[u8]) -> String {
     while let Some((first, after)) = rest.split_first() {
         let code = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
         let code = code.and_then(|two| u8::from_str_radix(two, 16).ok());
-        match (first, code) {
-            (b'%', Some(byte)) => {
-                out.push(byte);
-                rest = after.get(2..).unwrap_or_default();
-            }
-            _ => {
-                out.push(*first);
-                rest = after;
-            }
-        }
+        let escaped = code.filter(|_| *first == b'%');
+        out.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { after.get(2..).unwrap_or_default() } else { after };
     }
     String::from_utf8_lossy(&out).into_owned()
 }
@@ -413,13 +406,17 @@ mod tests {
     fn encryption_is_named() {
         let seal = |text: &str| Descriptor::parse(text.as_bytes()).unwrap().seal();
         assert_eq!(seal("CID=1\nddb.iofilters = \"cache,spm\"\n"), None);
-        let host = seal("keyID=\"kms/4711\"\nencryptionKeys=\"vmware:key/list/(pair/(fqid/a,HMAC%2dSHA%2d256,b))\"\n\
-            ddb.iofilters = \"spm, vmwarevmcrypt\"\n");
+        let host = seal(
+            "keyID=\"kms/4711\"\nencryptionKeys=\"vmware:key/list/(pair/(fqid/a,HMAC%2dSHA%2d256,b))\"\n\
+            ddb.iofilters = \"spm, vmwarevmcrypt\"\n",
+        );
         let key = Some(b"kms/4711".to_vec());
         let by = "vSphere VM encryption (vmwarevmcrypt)";
         assert_eq!(host, Some(Seal { by, cipher: "XTS-AES-256", slots: 1, key }));
-        let own = seal("encryption.keySafe = \"vmware:key/list/(pair/(phrase/x/pass2key%3dPBKDF2%3acipher%3dAES%2d256,\
-            HMAC),pair/(null/y,z))\"\n");
+        let own = seal(
+            "encryption.keySafe = \"vmware:key/list/(pair/(phrase/x/pass2key%3dPBKDF2%3acipher%3dAES%2d256,\
+            HMAC),pair/(null/y,z))\"\n",
+        );
         assert_eq!(own, Some(Seal { by: "VMware VM encryption", cipher: "AES-256", slots: 2, key: None }));
     }
 

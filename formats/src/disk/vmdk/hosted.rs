@@ -177,6 +177,7 @@ mod flag {
 
 /// A checked header, with the place of the directory wherever it was told. All in bytes.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own of the header or the file")]
 pub(super) struct Header {
     pub len: u64,
     pub version: u32,
@@ -301,7 +302,11 @@ impl Header {
                 return Ok(());
             }
             let Some(second) = self.second.take() else {
-                return Err(Error::corrupt("hosted sparse extent header: gd_offset", 56, "0: it has no grain directory"));
+                return Err(Error::corrupt(
+                    "hosted sparse extent header: gd_offset",
+                    56,
+                    "0: it has no grain directory",
+                ));
             };
             self.doubt("KDMV-DIRECTORY", 56..64, "no primary directory: the redundant one is used");
             self.directory = second;
@@ -517,9 +522,8 @@ impl Dialect for Hosted {
 
     fn unnamed(&self, totals: &Totals, file: u64, shape: &Shape) -> Option<String> {
         let all = file.saturating_sub(self.overhead.max(512)) >> shape.grain_bits;
-        (all > totals.used).then(|| {
-            format!("the file has room for {all} grains, and a copy of the tables names {}", totals.used)
-        })
+        (all > totals.used)
+            .then(|| format!("the file has room for {all} grains, and a copy of the tables names {}", totals.used))
     }
 }
 

@@ -107,7 +107,7 @@ impl Directory {
         let padded = usize::try_from(sectors.saturating_mul(512)).ok()?;
         let padding = bytes.get(used..padded)?;
         let right = u64::from(first) == own.saturating_add(sectors) && padding.iter().all(|byte| *byte == 0);
-        (right && at & 511 == 0).then_some(Self { at, tables })
+        (right && at.is_multiple_of(512)).then_some(Self { at, tables })
     }
 
     /// Where its tables end, and the second copy starts.

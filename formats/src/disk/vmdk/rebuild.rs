@@ -213,7 +213,8 @@ fn unseen(layer: &dyn Layer, tables: u64) -> Option<(Directory, Option<Directory
         for index in (0..SAMPLES).map(|sample| sample.saturating_mul(each)).take_while(|index| *index < tables) {
             let behind = tables.saturating_sub(index).saturating_mul(TABLE_LEN);
             let (table, _) = read_vec(layer, second.end().saturating_sub(behind), narrow(TABLE_LEN));
-            let places = table.chunks_exact(4).map(|entry| u64::from(LittleEndian::read_u32(entry)).saturating_mul(512));
+            let places =
+                table.chunks_exact(4).map(|entry| u64::from(LittleEndian::read_u32(entry)).saturating_mul(512));
             for place in places.filter(|place| *place > 512) {
                 let is_grain = place >= grains && place.is_multiple_of(GRAIN) && place < layer.len();
                 right = right.saturating_add(u64::from(is_grain));

@@ -47,7 +47,8 @@ impl Record {
         let start = LittleEndian::read_u64(lba).checked_mul(512)?;
         let size = u64::from(LittleEndian::read_u32(size));
         let [cmf, flags] = zlib else { return None };
-        let is_zlib = cmf & 0x8f == 8 && u16::from_be_bytes([*cmf, *flags]).checked_rem(31) == Some(0) && flags & 32 == 0;
+        let is_zlib =
+            cmf & 0x8f == 8 && u16::from_be_bytes([*cmf, *flags]).checked_rem(31) == Some(0) && flags & 32 == 0;
         let right = is_zlib && start.checked_rem(grain) == Some(0) && start < disk && size > 6;
         let end = at.saturating_add(round_up(size.saturating_add(12), 512));
         (right && size <= grain.saturating_mul(2)).then_some(Self { at, start, end })
@@ -315,15 +316,14 @@ impl Stream {
             at = at.saturating_add(run.len.max(1));
         }
         match due {
-            None => {}
             Some(Next::Record(record)) => {
                 span.next = record.start;
                 // One of this span that no table names.
                 span.clean &= record.start >= end;
             }
-            Some(Next::End) => {}
-            Some(Next::Cut) if self.ends_with_grains => {}
-            Some(Next::Cut | Next::Garbage) => span.clean = false,
+            Some(Next::Garbage) => span.clean = false,
+            Some(Next::Cut) => span.clean &= self.ends_with_grains,
+            Some(Next::End) | None => {}
         }
         span
     }
@@ -451,7 +451,7 @@ impl Before {
         match code {
             1 => Self::Garbage,
             3 => Self::Far,
-            start if start == u64::MAX & !511 => Self::LeadsTo(u64::MAX),
+            start if start == !511 => Self::LeadsTo(u64::MAX),
             start => Self::LeadsTo(start),
         }
     }
