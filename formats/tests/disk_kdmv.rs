@@ -22,7 +22,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::process::Command;
 use vdrecover_formats::link::Value;
-use vdrecover_formats::{Bytes, Error, Note, Place, Role, Trust, Use, read_vec, walk};
+use vdrecover_formats::{Bytes, Note, Place, Role, Trust, Use, read_vec, walk};
 use vdrecover_testdata::Device;
 use vdrecover_testdata::vmdk::{self, Grain};
 use vdrecover_testdata::vmfs::pattern;

@@ -249,7 +249,9 @@ fn sparse_extent(extent: &Extent, file: &Bytes, parent: Parent, memo: &Memo, fin
     let entries = || Entries::new(file.clone(), memo.share());
     let mut magic = [0; 4];
     let _ = read(&**file, 0, &mut magic);
-    let opened: Result<Bytes, Error> = if sesparse::is_sesparse(&**file) {
+    let hosted_or_cowd = magic == *hosted::MAGIC || magic == *cowd::MAGIC;
+    let sesparse = sesparse::is_sesparse(&**file) || (extent.kind == Kind::SeSparse && !hosted_or_cowd);
+    let opened: Result<Bytes, Error> = if sesparse {
         sesparse::Header::load(&**file).map(|header| {
             let found = header.findings.clone();
             let layer: Bytes = Arc::new(header.into_layer(entries(), memo, parent, found));
@@ -279,7 +281,7 @@ fn sparse_extent(extent: &Extent, file: &Bytes, parent: Parent, memo: &Memo, fin
         Err(error) => {
             let text = format!("extent `{name}`: {error}");
             findings.push(Finding::new("VMDK-EXTENT", extent.line.clone(), Trust::Sound, text));
-            let foreign = magic != *hosted::MAGIC && magic != *cowd::MAGIC && !magic.iter().all(|byte| *byte == 0);
+            let foreign = !hosted_or_cowd && !magic.iter().all(|byte| *byte == 0);
             let unread = foreign || matches!(error, Error::Unsupported { .. });
             Stored::Lost(if unread { Why::Unsupported } else { Why::Unmapped })
         }

@@ -5,7 +5,10 @@ use crate::Device;
 use crate::vmdk::{self, Descriptor, Grain, Order};
 use crate::vmdk_stream::WRITERS;
 use crate::vmfs::pattern;
+use std::fs;
+use std::io;
 use std::ops::Range;
+use std::path::Path;
 
 const MIB: u64 = 1 << 20;
 const GRAIN: u64 = 64 << 10;
@@ -57,6 +60,24 @@ pub fn all() -> Vec<Case> {
     devices(&mut cases);
     chains(&mut cases);
     cases.0
+}
+
+/// Writes each case into a folder of its own below `dir`: its files, and as `expected.raw` what a right reader finds,
+/// with zeros where nothing can be had.
+pub fn write(dir: &Path) -> io::Result<()> {
+    for case in all() {
+        let dir = dir.join(case.name);
+        fs::create_dir_all(&dir)?;
+        for (name, bytes) in &case.files {
+            fs::write(dir.join(name), bytes)?;
+        }
+        let mut disk = case.disk;
+        for range in case.lost {
+            disk[range.start as usize..range.end as usize].fill(0);
+        }
+        fs::write(dir.join("expected.raw"), disk)?;
+    }
+    Ok(())
 }
 
 fn file(name: &str, bytes: impl Into<Vec<u8>>) -> (String, Vec<u8>) {
