@@ -399,12 +399,15 @@ impl Stream {
         let run = tables.run(at, want);
         match run.place {
             Place::Lost(Loss { why: why @ (Why::Unmapped | Why::Truncated | Why::Unreadable), at: cause }) => {
-                let found = self.scanned(at, run.len);
+                let found = self.scanned(at, self.scan.disk.saturating_sub(at));
+                let (len, end) = (found.len.min(run.len), at.saturating_add(found.len));
+                // A file that ends with a grain may have been cut there: what it says lies behind is not nothing.
+                let open_end = why == Why::Truncated && self.ends_with_grains && end >= self.scan.disk;
                 match found.place {
-                    // The table has a grain here: it lies behind the end of the file, or its record is of another place.
-                    place if is_absent(place) && why != Why::Truncated && !self.is_record(cause) => found,
-                    Place::Coded(_) => found,
-                    _ => Run { len: found.len.min(run.len), ..run },
+                    Place::Coded(_) => Run { len, ..found },
+                    // The table has a grain here, if it is the grain's record that is of another place.
+                    place if is_absent(place) && !open_end && !self.is_record(cause) => Run { len, ..found },
+                    _ => Run { len, ..run },
                 }
             }
             place if !is_absent(place) || run.trust == Trust::Doubtful => run,
