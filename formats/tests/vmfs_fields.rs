@@ -9,6 +9,7 @@
     clippy::as_conversions,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::too_many_lines,
     missing_docs,
     reason = "tests"
 )]

@@ -549,7 +549,9 @@ impl Work<'_> {
                 let text = "no image format, partition table or datastore was recognised; it is taken for a raw disk";
                 self.note(id, Finding::new("RAW-ONLY", 0..0, Trust::Sound, text));
             }
-            for (format, clues) in &swept.clues {
+            // What is found on a disk is more than what the disk may have been in.
+            let inside = swept.clues.iter().any(|(format, _)| format.holds != Holds::Disk);
+            for (format, clues) in swept.clues.iter().filter(|(format, _)| !inside || format.holds != Holds::Disk) {
                 self.build(id, owner, &disk, format, clues);
             }
         }
@@ -574,6 +576,7 @@ impl Work<'_> {
     fn build(&mut self, id: ItemId, owner: Option<ItemId>, disk: &Bytes, format: &'static Format, clues: &[Clue]) {
         let Some(build) = format.sweep.map(|sweep| sweep.build) else { return };
         match (build(disk, &self.case.pool.share(), clues), owner) {
+            (Ok(opened), None) if format.holds == Holds::Disk => self.replace_swept(id, format, opened),
             (Ok(opened), None) => {
                 let text =
                     format!("no partition table or file system is at its start; a search found {}", format.about);
@@ -583,6 +586,8 @@ impl Work<'_> {
             (Ok(opened), Some(owner)) => self.add_remains(id, owner, disk, format, &opened),
             // Remains of a format that can't be put together are no damage of the one that owns the disk.
             (Err(_), Some(_)) => {}
+            // Pieces of images lie about on many disks.
+            (Err(_), None) if format.holds == Holds::Disk => {}
             (Err(error), None) => {
                 self.note(id, Finding::new("SWEEP-BUILD", 0..0, Trust::Doubtful, error.to_string()));
             }
@@ -629,6 +634,24 @@ impl Work<'_> {
             _ => None,
         });
         own.into_iter().chain(parts.map(|volume| volume.range.start)).collect()
+    }
+
+    /// An image whose start is gone: the input is what the search says, and no raw disk.
+    fn replace_swept(&mut self, id: ItemId, format: &'static Format, opened: Opened) {
+        let text = format!("its start does not say what it is; a search found {}", format.about);
+        self.note(id, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
+        for finding in opened.findings.clone() {
+            self.note(id, finding);
+        }
+        let queue = opened.wants.is_empty();
+        let item = &mut self.case.items[id];
+        (item.format, item.opened, item.state) = (format, opened, State::Pending);
+        self.opened.remove(&id);
+        if queue {
+            self.queue.push_back(id);
+        } else {
+            self.waiting.push(id);
+        }
     }
 
     fn add_swept(&mut self, of: ItemId, bytes: Bytes, format: &'static Format, opened: Opened) {

@@ -7,9 +7,14 @@ pub mod cowd;
 mod descriptor;
 mod extent;
 pub mod hosted;
+mod layout;
 mod packed;
+mod rebuild;
+mod redundant;
 pub mod sesparse;
 mod sparse;
+mod stream;
+mod tally;
 
 use crate::entries::Entries;
 use crate::error::Error;
@@ -20,7 +25,7 @@ use crate::memo::Memo;
 use crate::note::Finding;
 use crate::num::narrow;
 use crate::read::{read, read_vec};
-use descriptor::{Access, Descriptor, Extent, Kind};
+use descriptor::{Access, Descriptor, Extent, Kind, Seal};
 use extent::{Part, Stored, Vmdk};
 use sparse::Parent;
 use std::sync::Arc;
@@ -65,7 +70,7 @@ const CREATE_TYPES: [&str; 20] = [
 const DEVICE_TYPES: [&str; 2] = ["fulldevice", "partitioneddevice"];
 
 fn probe(layer: &dyn Layer) -> u8 {
-    if layer.is_empty() || layer.len() > descriptor::MAX_LEN {
+    if layer.is_empty() {
         return score::NONE;
     }
     let mut buf = vec![0; descriptor::head(layer.len())];
@@ -78,7 +83,7 @@ fn probe(layer: &dyn Layer) -> u8 {
 fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let len = bytes.len();
     if len > descriptor::MAX_LEN {
-        return Err(Error::corrupt("VMDK descriptor", 0, format!("{len} bytes, real ones are below 64 KiB")));
+        return Err(Error::corrupt("VMDK descriptor", 0, format!("{len} bytes, real ones have less than 64 KiB")));
     }
     let (text, seen) = read_vec(&**bytes, 0, narrow(len));
     if let Some(gap) = seen.gaps.into_iter().next() {
@@ -100,7 +105,7 @@ fn opened(descriptor: Descriptor, mut findings: Vec<Finding>, memo: &Memo) -> Re
     findings.extend(descriptor.findings.iter().cloned());
     findings.extend(observations(&descriptor));
 
-    let mut wants: Vec<Want> = descriptor.extents.iter().filter_map(want).collect();
+    let mut wants: Vec<Want> = descriptor.extents.iter().filter_map(|extent| want(&descriptor, extent)).collect();
     let parent = parent(&descriptor);
     let wants_parent = parent.is_some();
     wants.extend(parent);
@@ -121,7 +126,8 @@ fn content_id(descriptor: &Descriptor, key: &str) -> Option<Vec<u8>> {
 
 /// The parent that the descriptor names, if it names one.
 fn parent(descriptor: &Descriptor) -> Option<Want> {
-    let hint = descriptor.get("parentfilenamehint").filter(|hint| !hint.is_empty()).map(<[u8]>::to_vec);
+    let hint = descriptor.get("parentfilenamehint").filter(|hint| !hint.is_empty());
+    let hint = hint.map(|hint| descriptor.name(hint));
     let has_parent = match descriptor.content_id("parentcid") {
         Some(id) => id != b"ffffffff",
         None => hint.is_some(),
@@ -131,15 +137,16 @@ fn parent(descriptor: &Descriptor) -> Option<Want> {
     has_parent.then_some(Want { role: Role::Parent, id, hint, len: None })
 }
 
-/// The file of an extent, if it has one that may be read.
-fn want(extent: &Extent) -> Option<Want> {
+/// The file or device of an extent, if it has one that may be read.
+fn want(descriptor: &Descriptor, extent: &Extent) -> Option<Want> {
     let len = match extent.kind {
-        Kind::Flat => Some(extent.offset.saturating_add(extent.sectors).saturating_mul(512)),
-        Kind::Sparse | Kind::SeSparse => None,
-        Kind::Zero | Kind::Device | Kind::Unknown(_) => return None,
+        Kind::Flat | Kind::Device => Some(extent.offset.saturating_add(extent.sectors).saturating_mul(512)),
+        Kind::Sparse | Kind::Cowd | Kind::SeSparse => None,
+        Kind::Zero | Kind::Unknown(_) => return None,
     };
     let wanted = extent.access != Access::None && extent.has_file();
-    wanted.then(|| Want { role: Role::Extent, id: None, hint: extent.name.clone(), len })
+    let hint = extent.name.as_ref().map(|name| descriptor.name(name));
+    wanted.then_some(Want { role: Role::Extent, id: None, hint, len })
 }
 
 fn observations(descriptor: &Descriptor) -> Vec<Finding> {
@@ -155,6 +162,10 @@ fn observations(descriptor: &Descriptor) -> Vec<Finding> {
         let text = "parentFileNameHint names a parent, parentCID says that there is none";
         findings.push(Finding::new("VMDK-PARENT", 0..0, Trust::Sound, text));
     }
+    if let Some(Seal { by, cipher, slots, .. }) = descriptor.seal() {
+        let text = format!("the disk is encrypted: {by}, {cipher}, {slots} key slots; without a key it can't be read");
+        findings.push(Finding::new("VMDK-SEALED", 0..0, Trust::Sound, text));
+    }
     for extent in &descriptor.extents {
         let name = extent.name.as_deref().unwrap_or_default().escape_ascii().to_string();
         let mut note = |code, text: String| findings.push(Finding::new(code, extent.line.clone(), Trust::Sound, text));
@@ -164,8 +175,9 @@ fn observations(descriptor: &Descriptor) -> Vec<Finding> {
                 note("VMDK-NOACCESS", format!("NOACCESS: VMware lets no guest read the extent `{name}`"));
             }
             (Kind::Device, _) => note("VMDK-DEVICE", format!("the extent is a device mapping, `{name}`")),
+            (Kind::Flat, _) if extent.is_device() => note("VMDK-DEVICE", format!("the extent is a device, `{name}`")),
             (Kind::Unknown(word), _) => note("VMDK-EXTENT-TYPE", format!("extent type {word}, `{name}`")),
-            (Kind::Flat | Kind::Sparse | Kind::SeSparse, _) if !extent.has_file() => {
+            (Kind::Flat | Kind::Sparse | Kind::Cowd | Kind::SeSparse, _) if !extent.has_file() => {
                 note("VMDK-OBJECT", format!("the extent is not a file but `{name}`"));
             }
             _ => {}
@@ -176,6 +188,7 @@ fn observations(descriptor: &Descriptor) -> Vec<Finding> {
 
 fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], memo: &Memo) -> Vmdk {
     let mut findings = Vec::new();
+    let seal = descriptor.seal();
     // The parent is the last want.
     let parent = match (wants_parent, others.last()) {
         (false, _) => None,
@@ -186,7 +199,7 @@ fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], m
     let mut start: u64 = 0;
     let mut parts = Vec::new();
     for extent in &descriptor.extents {
-        let file = want(extent).and_then(|_| files.next()).and_then(Option::as_ref);
+        let file = want(descriptor, extent).and_then(|_| files.next()).and_then(Option::as_ref);
         let mut trust = Trust::Sound;
         let stored = match (&extent.kind, extent.access) {
             (Kind::Zero, access) => {
@@ -195,7 +208,15 @@ fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], m
                 Stored::Zero
             }
             (_, Access::None) | (Kind::Unknown(_), _) => Stored::Lost(Why::Unsupported),
-            (Kind::Device, _) => Stored::Lost(Why::Absent),
+            (Kind::Device, _) => match file {
+                // The file of a mapping has no data; what is as long as the device is the device, or a copy of it.
+                Some(file) if file.len() >= extent.len() => {
+                    trust = Trust::Inferred;
+                    Stored::In(file.clone(), 0)
+                }
+                _ => Stored::Lost(Why::Absent),
+            },
+            _ if seal.is_some() => Stored::Lost(Why::Sealed),
             (kind, _) => match file {
                 None => Stored::Lost(Why::Absent),
                 Some(file) if *kind == Kind::Flat => {
@@ -228,25 +249,25 @@ fn sparse_extent(extent: &Extent, file: &Bytes, parent: Parent, memo: &Memo, fin
     let entries = || Entries::new(file.clone(), memo.share());
     let mut magic = [0; 4];
     let _ = read(&**file, 0, &mut magic);
-    let opened: Result<Bytes, Error> = if sesparse::is_sesparse(&**file) {
+    let hosted_or_cowd = magic == *hosted::MAGIC || magic == *cowd::MAGIC;
+    let sesparse = sesparse::is_sesparse(&**file) || (extent.kind == Kind::SeSparse && !hosted_or_cowd);
+    let opened: Result<Bytes, Error> = if sesparse {
         sesparse::Header::load(&**file).map(|header| {
             let found = header.findings.clone();
-            let layer: Bytes = Arc::new(header.into_layer(entries(), parent, found));
+            let layer: Bytes = Arc::new(header.into_layer(entries(), memo, parent, found));
             layer
         })
-    } else if magic == *hosted::MAGIC {
-        hosted::Header::load(&**file).map(|header| {
+    } else if magic == *cowd::MAGIC || (magic != *hosted::MAGIC && extent.kind == Kind::Cowd) {
+        cowd::load(file, extent.len(), memo).map(|header| {
             let found = header.findings.clone();
-            header.into_layer(&entries(), memo, &parent, found)
-        })
-    } else if magic == *cowd::MAGIC {
-        cowd::Header::load(&**file).map(|header| {
-            let found = header.findings.clone();
-            let layer: Bytes = Arc::new(header.into_layer(entries(), parent, found));
+            let layer: Bytes = Arc::new(header.into_layer(entries(), memo, parent, found));
             layer
         })
     } else {
-        Err(Error::unsupported(format!("an extent that starts with {}", magic.escape_ascii())))
+        rebuild::load(&**file, Some(extent.len())).map(|header| {
+            let found = header.findings.clone();
+            header.into_layer(&entries(), memo, &parent, found)
+        })
     };
     let name = extent.name.as_deref().unwrap_or_default().escape_ascii();
     match opened {
@@ -260,7 +281,9 @@ fn sparse_extent(extent: &Extent, file: &Bytes, parent: Parent, memo: &Memo, fin
         Err(error) => {
             let text = format!("extent `{name}`: {error}");
             findings.push(Finding::new("VMDK-EXTENT", extent.line.clone(), Trust::Sound, text));
-            Stored::Lost(if matches!(error, Error::Unsupported { .. }) { Why::Unsupported } else { Why::Unmapped })
+            let foreign = !hosted_or_cowd && !magic.iter().all(|byte| *byte == 0);
+            let unread = foreign || matches!(error, Error::Unsupported { .. });
+            Stored::Lost(if unread { Why::Unsupported } else { Why::Unmapped })
         }
     }
 }
@@ -288,6 +311,12 @@ fn facts(descriptor: &Descriptor, total: u64) -> Vec<Fact> {
             descriptor.get(key).map(|value| Fact::new(name, value.escape_ascii().to_string()))
         }),
     );
+    if let Some(Seal { by, cipher, slots, key }) = descriptor.seal() {
+        facts.push(Fact::new("encryption", by));
+        facts.push(Fact::new("encryption_cipher", cipher));
+        facts.push(Fact::new("encryption_key_slots", Value::Count(slots)));
+        facts.extend(key.map(|key| Fact::new("encryption_key_id", key.escape_ascii().to_string())));
+    }
     facts.extend(descriptor.extents.iter().map(|extent| {
         let name = extent.name.as_deref().unwrap_or_default().escape_ascii();
         let value =

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use vdrecover_formats::Bytes;
 use vdrecover_formats::link::{Role, Want};
 use vdrecover_testdata::vmdk::{self, Descriptor, Grain, Order};
+use vdrecover_testdata::vmdk_stream::WRITERS;
 use vdrecover_testdata::vmfs::{Addressing, Content, Expected, FileType, Layout, Version, Vmfs, VmfsSpec, pattern};
 use vdrecover_testdata::{Device, ewf, gpt, ova, qcow1, qcow2, vdi, vhd, vhdx};
 
@@ -86,6 +87,7 @@ impl Fixture {
 pub fn all() -> Vec<Fixture> {
     let mut all = vec![raw(), mbr_disk(), gpt_disk(), flat(), sesparse(), stream()];
     all.extend(hosted());
+    all.extend(streams());
     all.extend(cowd());
     all.extend(vhds());
     all.extend(vhdxs());
@@ -238,6 +240,29 @@ fn stream() -> Fixture {
     ];
     let parts = vec![part("disk", &bytes, areas)];
     Fixture { name: "kdmv-stream", format: "kdmv", parts, expect: Expect::Disk(device), knows_len: true }
+}
+
+/// The layouts in which the header names the directory: behind the grains, and before them in one copy and in two.
+fn streams() -> Vec<Fixture> {
+    let device = disk(4 * MIB, 46);
+    let names = ["kdmv-ovftool", "kdmv-qemu", "kdmv-open-vmdk"];
+    let writers = WRITERS.into_iter().filter(|writer| names.iter().any(|name| name[5..] == *writer.name));
+    let fixtures = writers.zip(names).map(|(writer, name)| {
+        let bytes = writer.write(&device, 0x8765_4321);
+        let directory = le64(&bytes, 56) * 512;
+        let mut areas = vec![
+            area("header", 0, 79),
+            area("directory", directory, 4),
+            checked("tables", le32(&bytes, directory) * 512, 64 * 4),
+        ];
+        let second = le64(&bytes, 48) * 512;
+        if second != 0 {
+            areas.push(checked("second tables", le32(&bytes, second) * 512, 64 * 4));
+        }
+        let parts = vec![part("disk", &bytes, areas)];
+        Fixture { name, format: "kdmv", parts, expect: Expect::Disk(device.clone()), knows_len: true }
+    });
+    fixtures.collect()
 }
 
 /// A parent, what a delta of grains makes of it, and the grains.

@@ -44,6 +44,8 @@ pub mod vdi;
 pub mod vhd;
 pub mod vhdx;
 pub mod vmdk;
+pub mod vmdk_cases;
+pub mod vmdk_stream;
 pub mod vmfs;
 pub mod vmx;
 

@@ -1,6 +1,7 @@
 //! COWD, the sparse extent of ESX: libyal's "VMware Virtual Disk (VMDK) format", section "COWD sparse extent".
 
 use super::sparse::{Dialect, Grain, Parent, Shape, Sparse, Table, power};
+use super::tally::Totals;
 use crate::audit::Codes;
 use crate::entries::{Entries, Page};
 use crate::error::Error;
@@ -9,15 +10,17 @@ use crate::layer::{Bytes, Layer, Loss, Trust};
 use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
 use crate::note::{Finding, Use};
+use crate::num::round_up;
 use crate::read::read_exact;
 use crate::record::Record;
 use binrw::BinRead;
 use byteorder::{ByteOrder, LittleEndian};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub(super) const MAGIC: &[u8] = b"COWD";
 /// Entries of a grain table, always: 16 KiB.
 const TABLE_BITS: u32 = 12;
+const TABLE_LEN: u64 = 4 << TABLE_BITS;
 
 /// The row in the table of formats.
 pub static FORMAT: Format = Format {
@@ -42,7 +45,7 @@ fn probe(layer: &dyn Layer) -> u8 {
 
 fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let header = Header::load(&**bytes)?;
-    let entries = Entries::new(bytes.clone(), memo.share());
+    let (entries, memo) = (Entries::new(bytes.clone(), memo.share()), memo.clone());
     let link = Link { len: header.shape.len, ..Link::default() };
     let findings = header.findings.clone();
     let facts = vec![
@@ -56,7 +59,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
             [Some(parent), ..] => Parent::Given(parent.clone(), 0),
             [None, ..] => Parent::Absent,
         };
-        let layer = header.clone().into_layer(entries.clone(), parent, Vec::new());
+        let layer = header.clone().into_layer(entries.clone(), &memo, parent, Vec::new());
         Ok(Content::Disks(vec![Disk { name: Vec::new(), bytes: Arc::new(layer) }]))
     };
     // ESXi only writes deltas, and names the parent in the descriptor: without it the parent is unknown.
@@ -96,17 +99,43 @@ pub(super) struct Raw {
     grain_size: u32,
     gd_offset: u32,
     gd_entries: u32,
+    /// The next sector that a table or grain will get.
+    free_sector: u32,
 }
 
 impl Record for Raw {
-    const SIZE: usize = 28;
+    const SIZE: usize = 32;
     const NAME: &'static str = "COWD header";
+}
+
+/// The header of an extent whose descriptor says how long its disk is, or one made for it: the layout of what `ESXi`
+/// writes is always the same, so that a directory behind where the header was needs no header.
+pub(super) fn load(file: &Bytes, len: u64, memo: &Memo) -> Result<Header, Error> {
+    let error = match Header::load(&**file) {
+        Err(error @ (Error::Corrupt { .. } | Error::Lost { .. })) => error,
+        header => return header,
+    };
+    let bits = TABLE_BITS.saturating_add(9);
+    let tables = len.div_ceil(super::sparse::shl(1, bits));
+    let shape = Shape { len, grain_bits: 9, table_bits: TABLE_BITS, directory: 2048, tables };
+    let text = format!("{error}; the directory lies where all writers put it");
+    let findings = vec![Finding::new("COWD-HEADER", 0..2048, Trust::Inferred, text)];
+    let header = Header { shape, free: file.len(), trust: Trust::Inferred, findings };
+    // Only a file whose tables look like tables has them there.
+    let entries = Entries::new(Bytes::clone(file), memo.share());
+    let extent = header.clone().into_layer(entries, memo, Parent::None, Vec::new());
+    let mut looks = extent.named_tables().take(64).map(|table| extent.look(table)).peekable();
+    let right = looks.peek().is_some() && looks.all(|look| look.odd == 0 && look.said > 0);
+    if right { Ok(header) } else { Err(error) }
 }
 
 /// A checked header.
 #[derive(Clone, Debug)]
 pub(super) struct Header {
     shape: Shape,
+    /// Where the next table or grain will lie, in bytes.
+    free: u64,
+    trust: Trust,
     pub findings: Vec<Finding>,
 }
 
@@ -138,33 +167,46 @@ impl Header {
             directory: u64::from(raw.gd_offset).saturating_mul(512),
             tables: raw.gd_entries.into(),
         };
-        Ok(Self { shape, findings })
+        let free = u64::from(raw.free_sector).saturating_mul(512);
+        Ok(Self { shape, free, trust: Trust::Sound, findings })
     }
 
     /// `findings` are what its audit reports first.
-    pub(super) fn into_layer(self, entries: Entries, parent: Parent, findings: Vec<Finding>) -> Sparse<Cowd> {
+    pub(super) fn into_layer(
+        self,
+        entries: Entries,
+        memo: &Memo,
+        parent: Parent,
+        findings: Vec<Finding>,
+    ) -> Sparse<Cowd> {
         Sparse {
             entries,
             shape: self.shape,
-            dialect: Cowd,
+            dialect: Cowd { free: self.free },
             parent,
-            trust: Trust::Sound,
+            trust: self.trust,
             findings,
             areas: vec![(0, 2048, Use::Metadata)],
             packing: None,
+            looks: memo.share(),
+            unnamed: OnceLock::new(),
         }
     }
 }
 
 /// The encoding of COWD tables: sector numbers, 0 for none.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cowd;
+pub(super) struct Cowd {
+    /// Where the next table or grain will lie, in bytes.
+    free: u64,
+}
 
 impl Dialect for Cowd {
     const NAME: &'static str = "COWD";
     const DIRECTORY_ENTRY: u64 = 4;
     const TABLE_ENTRY: u64 = 4;
     const CODES: Codes = Codes { range: "COWD-GRAIN-RANGE", entry: "COWD-ENTRY" };
+    const UNNAMED: &'static str = "COWD-UNNAMED";
 
     fn table(&self, page: &Page, at: u64) -> Result<Table, Loss> {
         page.le32(at).map(|sector| match sector {
@@ -179,6 +221,26 @@ impl Dialect for Cowd {
             sector => Grain::At(u64::from(sector).saturating_mul(512)),
         })
     }
+
+    fn plausible(&self, host: u64, shape: &Shape) -> bool {
+        let first = shape.directory.saturating_add(shape.tables.saturating_mul(4));
+        let full = shape.len.saturating_add(shape.tables.saturating_mul(TABLE_LEN)).saturating_add(first);
+        (first..full.saturating_mul(2)).contains(&host)
+    }
+
+    fn unnamed(&self, totals: &Totals, file: u64, shape: &Shape) -> Option<String> {
+        if totals.silent > 0 {
+            // A table is made when its first grain is written.
+            return Some(format!("{} grain tables are there and say nothing", totals.silent));
+        }
+        let first = round_up(shape.directory.saturating_add(shape.tables.saturating_mul(4)), 512);
+        let grains = totals.used.saturating_mul(super::sparse::shl(1, shape.grain_bits));
+        let known = totals.tables.saturating_mul(TABLE_LEN).saturating_add(grains);
+        // Files grow in larger steps than grains; the header knows how far they are used.
+        let used = self.free.min(file).saturating_sub(first);
+        (used > known)
+            .then(|| format!("{} bytes of the file are in use, and no table names them", used.saturating_sub(known)))
+    }
 }
 
 #[cfg(test)]
@@ -187,7 +249,7 @@ mod tests {
 
     #[test]
     fn records_have_their_size() {
-        assert_eq!(Raw::SIZE, 28);
-        assert!(Raw::parse(&[0; 28], 0).is_ok() && Raw::parse(&[0; 27], 0).is_err());
+        assert_eq!(Raw::SIZE, 32);
+        assert!(Raw::parse(&[0; 32], 0).is_ok() && Raw::parse(&[0; 31], 0).is_err());
     }
 }

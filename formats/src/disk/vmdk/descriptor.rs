@@ -5,10 +5,15 @@ use crate::error::Error;
 use crate::layer::Trust;
 use crate::note::Finding;
 use crate::num::{narrow, wide};
+use encoding_rs::Encoding;
 use std::ops::Range;
 
-/// Larger texts are no descriptor: the largest real ones, of split disks of 2 TB, have 64 KiB.
-pub(super) const MAX_LEN: u64 = 1 << 20;
+/// Larger texts are not read: real ones of split disks of 2 TB have 64 KiB.
+pub(super) const MAX_LEN: u64 = 4 << 20;
+/// The largest disk there is, 62 TB, has half as many parts of 2 GB.
+const MAX_EXTENTS: usize = 65_536;
+/// Lines that are told of one by one.
+const MAX_FINDINGS: usize = 64;
 
 const SIGNATURE: &[u8] = b"disk descriptorfile";
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -20,6 +25,18 @@ pub(super) struct Descriptor {
     pairs: Vec<(String, Vec<u8>)>,
     pub extents: Vec<Extent>,
     pub findings: Vec<Finding>,
+}
+
+/// How a disk is encrypted. Observed: an encrypted disk of `ESXi` has `keyID`, `encryptionKeys` with a list of wrapped
+/// keys, and `vmwarevmcrypt` among its I/O filters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Seal {
+    pub by: &'static str,
+    pub cipher: &'static str,
+    /// Wrapped copies of the key.
+    pub slots: u64,
+    /// What the key provider calls the key.
+    pub key: Option<Vec<u8>>,
 }
 
 /// One extent line.
@@ -52,8 +69,10 @@ pub(super) enum Kind {
     Flat,
     /// No file.
     Zero,
-    /// `SPARSE` and `VMFSSPARSE`: the magic in the file tells which.
+    /// `SPARSE`, hosted as a rule: the magic in the file tells.
     Sparse,
+    /// `VMFSSPARSE`, COWD as a rule.
+    Cowd,
     SeSparse,
     /// `VMFSRDM` and `VMFSRAW`: on a device.
     Device,
@@ -93,13 +112,17 @@ impl Descriptor {
         let second_is_number = fields.get(1).is_some_and(|field| number(field).is_some());
         let access = fields.first().and_then(|field| Access::parse(field));
         if access.is_some() && fields.len() > 1 && fields.get(1).is_some_and(|field| !field.starts_with(b"=")) {
+            if self.extents.len() >= MAX_EXTENTS {
+                let found = format!("more than {MAX_EXTENTS} extents, no disk has as many");
+                return Err(Error::corrupt("VMDK descriptor", range.start, found));
+            }
             self.extents.push(Extent::parse(access, &fields, range)?);
         } else if let Some((key, value)) = pair(line) {
             self.pair(key, value, range);
         } else if fields.len() >= 3 && second_is_number {
             let found = format!("access {:?}", fields.first().map(|field| field.escape_ascii().to_string()));
             return Err(Error::corrupt("VMDK descriptor: extent line", range.start, found));
-        } else {
+        } else if self.findings.len() < MAX_FINDINGS {
             let text = format!("a line that is no comment, key or extent: {}", line.escape_ascii());
             self.findings.push(Finding::new("VMDK-DESCRIPTOR-LINE", range, Trust::Sound, text));
         }
@@ -110,7 +133,7 @@ impl Descriptor {
         let key = String::from_utf8_lossy(key).to_ascii_lowercase();
         let value = unquote(value);
         if let Some(first) = self.get(&key) {
-            if first != value {
+            if first != value && self.findings.len() < MAX_FINDINGS {
                 let text = format!("a second value of {key}: {}; the first one counts", value.escape_ascii());
                 self.findings.push(Finding::new("VMDK-DESCRIPTOR-TWICE", range, Trust::Inferred, text));
             }
@@ -129,6 +152,40 @@ impl Descriptor {
         let text = std::str::from_utf8(self.get(key)?).ok()?;
         let id = u32::from_str_radix(text.trim_start_matches("0x"), 16).ok()?;
         Some(format!("{id:08x}").into_bytes())
+    }
+
+    /// A name in it as UTF-8, which is what file systems have; unchanged where its encoding is not known.
+    pub(super) fn name(&self, raw: &[u8]) -> Vec<u8> {
+        let encoding = self.get("encoding").and_then(Encoding::for_label);
+        match encoding {
+            Some(encoding) if std::str::from_utf8(raw).is_err() => match encoding.decode_without_bom_handling(raw) {
+                (text, false) => text.into_owned().into_bytes(),
+                _ => raw.to_vec(),
+            },
+            _ => raw.to_vec(),
+        }
+    }
+
+    /// How the disk is encrypted, if it is.
+    pub(super) fn seal(&self) -> Option<Seal> {
+        let filters = self.get("ddb.iofilters").unwrap_or_default();
+        let by_host = filters.split(|byte| *byte == b',').any(|filter| filter.trim_ascii() == b"vmwarevmcrypt");
+        let keys = ["encryptionkeys", "encryption.keysafe", "ddb.encryption.keysafe"];
+        let keys = keys.into_iter().find_map(|key| self.get(key)).map(unescape);
+        if !by_host && keys.is_none() {
+            return None;
+        }
+        let keys = keys.unwrap_or_default();
+        let count = |part: &str| keys.matches(part).count();
+        let named = ["XTS-AES-256", "XTS-AES-128", "AES-256", "AES-192", "AES-128"];
+        let cipher = named.into_iter().find(|name| keys.contains(name));
+        Some(Seal {
+            by: if by_host { "vSphere VM encryption (vmwarevmcrypt)" } else { "VMware VM encryption" },
+            // What VMware documents for vSphere; the descriptor does not repeat it.
+            cipher: cipher.unwrap_or(if by_host { "XTS-AES-256" } else { "unknown" }),
+            slots: wide(count("pair/(")),
+            key: self.get("keyid").map(<[u8]>::to_vec),
+        })
     }
 
     /// Sectors of the virtual disk: of all extents, whatever can be read of them.
@@ -159,7 +216,8 @@ impl Kind {
         match word.as_str() {
             "FLAT" | "VMFS" => Self::Flat,
             "ZERO" => Self::Zero,
-            "SPARSE" | "VMFSSPARSE" => Self::Sparse,
+            "SPARSE" => Self::Sparse,
+            "VMFSSPARSE" => Self::Cowd,
             "SESPARSE" => Self::SeSparse,
             "VMFSRDM" | "VMFSRAW" => Self::Device,
             _ => Self::Unknown(word),
@@ -171,6 +229,7 @@ impl Kind {
             Self::Flat => "FLAT",
             Self::Zero => "ZERO",
             Self::Sparse => "SPARSE",
+            Self::Cowd => "VMFSSPARSE",
             Self::SeSparse => "SESPARSE",
             Self::Device => "VMFSRDM",
             Self::Unknown(word) => word,
@@ -210,10 +269,30 @@ impl Extent {
         self.sectors.saturating_mul(512)
     }
 
+    /// Whether its name is that of a whole device or partition of the machine that made it.
+    pub(super) fn is_device(&self) -> bool {
+        let name = self.name.as_deref().unwrap_or_default();
+        self.kind == Kind::Device || name.starts_with(b"/dev/") || name.starts_with(b"\\\\.\\")
+    }
+
     /// Whether its name is that of a file, not of an object in a vSAN or vVol store.
     pub(super) fn has_file(&self) -> bool {
         self.name.as_ref().is_some_and(|name| !name.windows(3).any(|part| part == b"://"))
     }
+}
+
+/// A list of keys escapes what separates its parts as `%2d`.
+fn unescape(value: &[u8]) -> String {
+    let mut out = Vec::new();
+    let mut rest = value;
+    while let Some((first, after)) = rest.split_first() {
+        let code = after.get(..2).and_then(|two| std::str::from_utf8(two).ok());
+        let code = code.and_then(|two| u8::from_str_radix(two, 16).ok());
+        let escaped = code.filter(|_| *first == b'%');
+        out.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { after.get(2..).unwrap_or_default() } else { after };
+    }
+    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// The words of an extent line. Quotes hold a name with blanks together and stay.
@@ -300,6 +379,53 @@ mod tests {
                 (Access::ReadWrite, 4, Kind::Unknown("SOMEDAY".into()), Some(b"vsan://52-aa/"), 0, false),
             ]
         );
+    }
+
+    #[test]
+    fn names_are_read_in_the_encoding_that_the_text_says() {
+        let name = |encoding: &str, raw: &[u8]| {
+            let mut text = format!("encoding=\"{encoding}\"\nRW 1 FLAT \"").into_bytes();
+            text.extend(raw);
+            text.extend(b"\" 0\n");
+            let descriptor = Descriptor::parse(&text).unwrap();
+            let extent = descriptor.extents[0].name.clone().unwrap();
+            assert_eq!(extent, raw);
+            descriptor.name(&extent)
+        };
+        assert_eq!(name("windows-1252", b"\xfcber.vmdk"), "über.vmdk".as_bytes());
+        assert_eq!(name("GBK", b"\xb4\xc5\xc5\xcc-flat.vmdk"), "磁盘-flat.vmdk".as_bytes());
+        assert_eq!(name("Shift_JIS", b"\x83\x66.vmdk"), "デ.vmdk".as_bytes());
+        assert_eq!(name("UTF-8", "ü".as_bytes()), "ü".as_bytes());
+        // Already what file systems have, not what it says, or not known.
+        assert_eq!(name("windows-1252", "ü".as_bytes()), "ü".as_bytes());
+        assert_eq!(name("GBK", b"\xff\xff"), b"\xff\xff");
+        assert_eq!(name("Klingon", b"\xff"), b"\xff");
+    }
+
+    #[test]
+    fn encryption_is_named() {
+        let seal = |text: &str| Descriptor::parse(text.as_bytes()).unwrap().seal();
+        assert_eq!(seal("CID=1\nddb.iofilters = \"cache,spm\"\n"), None);
+        let host = seal(
+            "keyID=\"kms/4711\"\nencryptionKeys=\"vmware:key/list/(pair/(fqid/a,HMAC%2dSHA%2d256,b))\"\n\
+            ddb.iofilters = \"spm, vmwarevmcrypt\"\n",
+        );
+        let key = Some(b"kms/4711".to_vec());
+        let by = "vSphere VM encryption (vmwarevmcrypt)";
+        assert_eq!(host, Some(Seal { by, cipher: "XTS-AES-256", slots: 1, key }));
+        let own = seal(
+            "encryption.keySafe = \"vmware:key/list/(pair/(phrase/x/pass2key%3dPBKDF2%3acipher%3dAES%2d256,\
+            HMAC),pair/(null/y,z))\"\n",
+        );
+        assert_eq!(own, Some(Seal { by: "VMware VM encryption", cipher: "AES-256", slots: 2, key: None }));
+    }
+
+    #[test]
+    fn what_no_disk_has_is_refused_in_time() {
+        let error = Descriptor::parse("RW 1 ZERO\n".repeat(300_000).as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("more than 65536 extents"), "{error}");
+        assert_eq!(Descriptor::parse("RW 1 ZERO\n".repeat(65_536).as_bytes()).unwrap().sectors(), Some(65_536));
+        assert_eq!(Descriptor::parse("what\n".repeat(300_000).as_bytes()).unwrap().findings.len(), MAX_FINDINGS);
     }
 
     #[test]

@@ -1,30 +1,34 @@
 //! The hosted sparse extent, `KDMV`: VMware's "Virtual Disk Format 5.0", section "Hosted Sparse Extents".
 //!
-//! An extent has two full copies of its tables. Both are asked for every run: where they agree it is sound, where they
-//! do not, the copy that has something wins, doubtfully. Lost tables are zeros or garbage more often than data.
-//! Compressed (stream-optimized) extents have the same tables, of records of packed grains (`packed.rs`).
+//! An extent has two full copies of its tables (`redundant.rs`), laid out alike by all writers (`layout.rs`). Compressed
+//! (stream-optimized) extents have the same tables, of records of packed grains (`packed.rs`), which can also be found
+//! without them (`stream.rs`). Where the header is gone, what is left of the rest makes another (`rebuild.rs`).
 //!
 //! With its descriptor inside (`monolithicSparse`, `streamOptimized`) an extent is a disk of its own; what the
 //! descriptor calls the file is of no meaning, since files get renamed.
 
+use super::layout::{Row, guessed};
 use super::packed::{self, Packing, marker};
+use super::redundant::Redundant;
 use super::sparse::{Area, Dialect, Grain, Parent, Shape, Sparse, Table, power, shl};
-use super::{Descriptor, descriptor, opened};
-use crate::audit::{Codes, audit_runs};
-use crate::cursor::same_layer;
+use super::stream::{self, Stream};
+use super::tally::Totals;
+use super::{Descriptor, descriptor, opened, rebuild};
+use crate::adapt::Blank;
+use crate::audit::Codes;
 use crate::entries::{Entries, Page};
 use crate::error::Error;
-use crate::format::{Format, Holds, Magic, score};
-use crate::layer::{Bytes, Fault, Layer, Loss, MAX_UNIT, Place, Run, Trust, Unit, Why};
+use crate::format::{Format, Holds, Magic, Sweep, score};
+use crate::layer::{Bytes, Layer, Loss, MAX_UNIT, Trust, Why};
 use crate::link::{Content, Disk, Fact, Link, Opened, Value};
 use crate::memo::Memo;
-use crate::note::{Finding, Note, Sink, Use};
+use crate::note::{Finding, Use};
 use crate::num::narrow;
 use crate::read::read_vec;
 use crate::record::Record;
 use binrw::BinRead;
-use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 pub(super) const MAGIC: &[u8] = b"KDMV";
 
@@ -37,7 +41,7 @@ pub static FORMAT: Format = Format {
     magics: &[Magic { at: 0, bytes: MAGIC }],
     probe,
     open,
-    sweep: None,
+    sweep: Some(Sweep { look: rebuild::look, build: rebuild::build, near: &[] }),
 };
 
 fn probe(layer: &dyn Layer) -> u8 {
@@ -45,12 +49,18 @@ fn probe(layer: &dyn Layer) -> u8 {
     match Raw::load(layer, 0) {
         Ok(raw) if raw.magic == *MAGIC && (1..=3).contains(&raw.version) => score::PROVEN,
         Ok(raw) if raw.magic == *MAGIC => score::MAGIC,
+        _ if rebuild::is_headless(layer) => score::MAGIC,
         _ => score::NONE,
     }
 }
 
 fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
-    let mut header = Header::load(&**bytes)?;
+    let header = rebuild::load(&**bytes, None)?;
+    open_with(header, bytes, memo)
+}
+
+/// The disk of an extent with a header that was read or made.
+pub(super) fn open_with(mut header: Header, bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let mut findings = std::mem::take(&mut header.findings);
     let descriptor = match embedded(&**bytes, header.descriptor) {
         Ok(Some(descriptor)) => descriptor,
@@ -78,12 +88,18 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
         let text = format!("the header says {} bytes, the descriptor {stated}", header.len);
         findings.push(Finding::new("KDMV-SIZE", 12..20, Trust::Sound, text));
     }
+    let sealed = descriptor.seal().is_some();
+    findings.extend(super::observations(&descriptor).into_iter().filter(|_| sealed));
     let parent = super::parent(&descriptor);
     let link = Link { id: super::content_id(&descriptor, "cid"), len: header.len, ..Link::default() };
     let facts = facts(&header, &descriptor);
     let wants = Vec::from_iter(parent);
     let (entries, memo) = (Entries::new(bytes.clone(), memo.share()), memo.clone());
     let join = move |others: &[Option<Bytes>]| {
+        if sealed {
+            let bytes: Bytes = Arc::new(Blank::lost(header.len, Why::Sealed, 0));
+            return Ok(Content::Disks(vec![Disk { name: Vec::new(), bytes }]));
+        }
         let parent = match others {
             [] => Parent::None,
             [Some(parent), ..] => Parent::Given(parent.clone(), 0),
@@ -96,7 +112,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
 }
 
 /// The descriptor in the extent, if it has one.
-fn embedded(layer: &dyn Layer, (at, len): (u64, u64)) -> Result<Option<Descriptor>, Error> {
+pub(super) fn embedded(layer: &dyn Layer, (at, len): (u64, u64)) -> Result<Option<Descriptor>, Error> {
     if at == 0 || len == 0 {
         return Ok(None);
     }
@@ -139,9 +155,8 @@ pub(super) struct Raw {
     descriptor_size: u64,
     num_gtes_per_gt: u32,
     rgd_offset: u64,
-    /// The overhead, the number of sectors before the first grain, follows.
-    #[br(pad_after = 8)]
     gd_offset: u64,
+    overhead: u64,
     unclean_shutdown: u8,
     newlines: [u8; 4],
     compress_algorithm: u16,
@@ -162,6 +177,7 @@ mod flag {
 
 /// A checked header, with the place of the directory wherever it was told. All in bytes.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of its own of the header or the file")]
 pub(super) struct Header {
     pub len: u64,
     pub version: u32,
@@ -175,6 +191,12 @@ pub(super) struct Header {
     /// The second copy's directory.
     second: Option<u64>,
     pub packed: bool,
+    /// Where the first grain lies.
+    overhead: u64,
+    /// Whether the directory is nowhere: grains are found by their records.
+    adrift: bool,
+    /// Whether a stream ends with its last grain, because its tables lie before the first.
+    ends_with_grains: bool,
     trust: Trust,
     areas: Vec<Area>,
     pub findings: Vec<Finding>,
@@ -182,11 +204,20 @@ pub(super) struct Header {
 
 impl Header {
     pub(super) fn load(layer: &dyn Layer) -> Result<Self, Error> {
-        let raw = Raw::load(layer, 0)?;
+        Self::check(&Raw::load(layer, 0)?, layer)
+    }
+
+    /// Checks a header, wherever it was, against the extent `layer`.
+    pub(super) fn check(raw: &Raw, layer: &dyn Layer) -> Result<Self, Error> {
         if raw.magic != *MAGIC {
             return Err(Error::corrupt("hosted sparse extent header: magic", 0, format!("{:02x?}", raw.magic)));
         }
-        if !(1..=3).contains(&raw.version) {
+        // What no product will ever number so is damage.
+        if !(1..16).contains(&raw.version) || raw.compress_algorithm >= 16 {
+            let found = format!("version {}, compression {}", raw.version, raw.compress_algorithm);
+            return Err(Error::corrupt("hosted sparse extent header", 4, found));
+        }
+        if raw.version > 3 {
             return Err(Error::unsupported(format!("hosted sparse extent version {}", raw.version)));
         }
         if raw.compress_algorithm > 1 {
@@ -220,14 +251,17 @@ impl Header {
             directory: raw.gd_offset.saturating_mul(512),
             second: has_second.then(|| raw.rgd_offset.saturating_mul(512)),
             packed,
+            overhead: raw.overhead.saturating_mul(512),
+            adrift: false,
+            ends_with_grains: false,
             trust: Trust::Sound,
             areas: vec![(0, 512, Use::Metadata), (descriptor.0, descriptor.1, Use::Metadata)],
             findings: Vec::new(),
         };
-        header.look(&raw);
+        header.look(raw);
         // A carrier of a descriptor has no disk, so it needs no directory.
         if header.len > 0 {
-            header.find_directory(layer, &raw)?;
+            header.find_directory(layer, raw)?;
         }
         Ok(header)
     }
@@ -255,28 +289,44 @@ impl Header {
 
     /// A stream's directory may be known only when its writer has reached the end: then a footer names it.
     fn find_directory(&mut self, layer: &dyn Layer, raw: &Raw) -> Result<(), Error> {
-        const AT_END: u64 = u64::MAX;
-        if raw.gd_offset == 0 {
-            return Err(Error::corrupt("hosted sparse extent header: gd_offset", 56, "0: it has no grain directory"));
-        }
+        let at_end = |offset: u64| matches!(offset, 0 | AT_END);
         let footer = if self.packed { footer(layer) } else { None };
         let Some((at, copy)) = footer else {
-            if raw.gd_offset != AT_END {
+            if !at_end(raw.gd_offset) {
+                self.ends_with_grains = raw.gd_offset < raw.overhead;
                 return Ok(());
             }
-            let found = "it is in the footer, and the file does not end in one: the stream was cut, or goes on";
-            return Err(Error::corrupt("hosted sparse extent header: gd_offset", 56, found));
+            if self.packed {
+                let text = "its directory is named in a footer that is not there: the stream was cut, or goes on";
+                self.lose_directory(text);
+                return Ok(());
+            }
+            let Some(second) = self.second.take() else {
+                return Err(Error::corrupt(
+                    "hosted sparse extent header: gd_offset",
+                    56,
+                    "0: it has no grain directory",
+                ));
+            };
+            self.doubt("KDMV-DIRECTORY", 56..64, "no primary directory: the redundant one is used");
+            self.directory = second;
+            return Ok(());
         };
         self.areas.push((at.saturating_sub(512), 1536, Use::Metadata));
-        if raw.gd_offset == AT_END {
-            if matches!(copy.gd_offset, 0 | AT_END) {
-                let found = format!("{:#x}: it has no grain directory", copy.gd_offset);
-                return Err(Error::corrupt("hosted sparse extent footer: gd_offset", at.saturating_add(56), found));
+        let rest = layer.len().saturating_sub(at.saturating_add(1024));
+        if rest >= 512 {
+            let text = format!("{rest} bytes follow the end of the stream");
+            self.findings.push(Finding::new("KDMV-TRAILING", at.saturating_add(1024)..layer.len(), Trust::Sound, text));
+        }
+        if at_end(raw.gd_offset) {
+            if at_end(copy.gd_offset) {
+                self.lose_directory("the footer names no directory");
+                return Ok(());
             }
             self.directory = copy.gd_offset.saturating_mul(512);
         }
         let same = |raw: &Raw| (raw.capacity, raw.grain_size, raw.num_gtes_per_gt, raw.compress_algorithm);
-        let differs = same(raw) != same(&copy) || (raw.gd_offset != AT_END && raw.gd_offset != copy.gd_offset);
+        let differs = same(raw) != same(&copy) || (!at_end(raw.gd_offset) && raw.gd_offset != copy.gd_offset);
         if differs {
             let text = "the footer says something else than the header";
             self.doubt("KDMV-FOOTER", at..at.saturating_add(512), text);
@@ -284,32 +334,99 @@ impl Header {
         Ok(())
     }
 
+    /// Grains are to be found by their records.
+    fn lose_directory(&mut self, text: &str) {
+        self.adrift = true;
+        self.findings.push(Finding::new("KDMV-FOOTER", 56..64, Trust::Inferred, text));
+    }
+
+    /// A header that was made because the real one is gone.
+    pub(super) fn made(made: Made) -> Self {
+        let Made { len, descriptor, directory, second, packed, overhead } = made;
+        let markers = if packed { flag::COMPRESSED | flag::MARKERS } else { 0 };
+        let redundant = if second.is_some() { flag::REDUNDANT } else { 0 };
+        Self {
+            len,
+            version: 1,
+            // Whether 1 means zeros is not known, but no grain lies there.
+            flags: flag::ZERO_GRAIN | markers | redundant,
+            unclean: false,
+            grain_bits: 16,
+            table_bits: 9,
+            descriptor,
+            directory: directory.unwrap_or(0),
+            second,
+            packed,
+            overhead,
+            adrift: directory.is_none(),
+            ends_with_grains: false,
+            trust: Trust::Inferred,
+            areas: vec![(descriptor.0, descriptor.1, Use::Metadata)],
+            findings: Vec::new(),
+        }
+    }
+
     /// `findings` are what its audit reports first.
     pub(super) fn into_layer(self, entries: &Entries, memo: &Memo, parent: &Parent, findings: Vec<Finding>) -> Bytes {
-        let copy = |directory: u64, findings: Vec<Finding>| Sparse {
-            entries: entries.clone(),
-            shape: Shape {
+        let markers = self.flags & flag::MARKERS != 0;
+        let packing = || self.packed.then(|| Packing { markers, heads: memo.share(), units: memo.share() });
+        let copy = |directory: u64, mut findings: Vec<Finding>| {
+            let shape = Shape {
                 len: self.len,
                 grain_bits: self.grain_bits,
                 table_bits: self.table_bits,
                 directory,
-                tables: self.len.div_ceil(shl(1, self.grain_bits.saturating_add(self.table_bits))),
-            },
-            dialect: Hosted { zero_grain: self.flags & flag::ZERO_GRAIN != 0 },
-            parent: parent.clone(),
-            trust: self.trust,
-            findings,
-            areas: self.areas.clone(),
-            packing: self.packed.then(|| Packing {
-                markers: self.flags & flag::MARKERS != 0,
-                heads: memo.share(),
-                units: memo.share(),
-            }),
+                tables: self.len.div_ceil(shl(1, self.grain_bits.saturating_add(self.table_bits)).max(1)),
+            };
+            let mut dialect = Hosted {
+                zero_grain: self.flags & flag::ZERO_GRAIN != 0,
+                packed: self.packed,
+                overhead: self.overhead,
+                row: None,
+            };
+            dialect.row = Row::find(entries, &shape, &dialect);
+            let moved = guessed(entries, &shape, &dialect);
+            if moved > 0 {
+                let text = format!("{moved} entries of a directory are damaged; its tables lie in a row behind it");
+                let range = directory..directory.saturating_add(shape.tables.saturating_mul(4));
+                findings.push(Finding::new("KDMV-DIRECTORY", range, Trust::Inferred, text));
+            }
+            Sparse {
+                entries: entries.clone(),
+                shape,
+                dialect,
+                parent: parent.clone(),
+                trust: self.trust,
+                findings,
+                areas: self.areas.clone(),
+                packing: packing(),
+                looks: memo.share(),
+                unnamed: OnceLock::new(),
+            }
         };
-        let primary = copy(self.directory, findings);
-        match self.second {
-            None => Arc::new(primary),
-            Some(second) => Arc::new(Redundant { primary, second: copy(second, Vec::new()) }),
+        let extent = stream::Extent {
+            parent: parent.clone(),
+            grain: shl(1, self.grain_bits),
+            disk: self.len,
+            from: self.overhead,
+            ends_with_grains: self.ends_with_grains,
+        };
+        let tables = |findings: Vec<Finding>| -> Bytes {
+            let primary = copy(self.directory, findings);
+            match self.second {
+                None => Arc::new(primary),
+                Some(second) => Arc::new(Redundant { primary, second: copy(second, Vec::new()) }),
+            }
+        };
+        match packing() {
+            Some(packing) if packing.markers && self.adrift => {
+                Arc::new(Stream::new(entries.layer(), None, packing, extent, memo, findings))
+            }
+            Some(packing) if packing.markers => {
+                let tables = Some(tables(findings));
+                Arc::new(Stream::new(entries.layer(), tables, packing, extent, memo, Vec::new()))
+            }
+            _ => tables(findings),
         }
     }
 
@@ -319,15 +436,36 @@ impl Header {
     }
 }
 
+/// In place of a directory's sector: the footer names it.
+const AT_END: u64 = u64::MAX;
+
+/// What is known of an extent whose header is gone. All in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Made {
+    pub len: u64,
+    /// Where its descriptor lies, and its length; 0 for none.
+    pub descriptor: (u64, u64),
+    pub directory: Option<u64>,
+    pub second: Option<u64>,
+    pub packed: bool,
+    pub overhead: u64,
+}
+
 /// The copy of the header at the end of a stream and where it lies: a footer marker goes before it, an end marker
-/// behind.
-fn footer(layer: &dyn Layer) -> Option<(u64, Raw)> {
+/// behind. What was appended to the file is gone back over.
+pub(super) fn footer(layer: &dyn Layer) -> Option<(u64, Raw)> {
+    /// What a transfer or a tool appends is shorter; behind more, a stream is read without its footer.
+    const BACK: u64 = 1 << 20;
     let end = layer.len() & !511;
-    let at = end.checked_sub(1024)?;
-    if packed::marker_at(layer, at.checked_sub(512)?) != Some(marker::FOOTER) {
-        return None;
-    }
-    Raw::load(layer, at).ok().filter(|raw| raw.magic == *MAGIC).map(|raw| (at, raw))
+    let from = end.saturating_sub(BACK);
+    let (tail, _) = read_vec(layer, from, narrow(end.saturating_sub(from)));
+    let sectors = tail.chunks_exact(512).enumerate().rev();
+    let mut found = sectors.filter(|(_, sector)| sector.starts_with(MAGIC)).filter_map(|(index, sector)| {
+        let at = from.saturating_add(crate::num::wide(index).saturating_mul(512));
+        let is_footer = packed::marker_at(layer, at.checked_sub(512)?) == Some(marker::FOOTER);
+        is_footer.then(|| Raw::parse(sector, at).ok().map(|raw| (at, raw))).flatten()
+    });
+    found.next()
 }
 
 /// The encoding of hosted tables: sector numbers, 0 for none.
@@ -335,6 +473,11 @@ fn footer(layer: &dyn Layer) -> Option<(u64, Raw)> {
 pub(super) struct Hosted {
     /// Whether a table entry of 1 says zeros.
     zero_grain: bool,
+    packed: bool,
+    /// Where the first grain lies.
+    overhead: u64,
+    /// Where the tables lie, if as in all extents.
+    pub row: Option<Row>,
 }
 
 impl Dialect for Hosted {
@@ -342,12 +485,15 @@ impl Dialect for Hosted {
     const DIRECTORY_ENTRY: u64 = 4;
     const TABLE_ENTRY: u64 = 4;
     const CODES: Codes = Codes { range: "KDMV-GRAIN-RANGE", entry: "KDMV-ENTRY" };
+    const UNNAMED: &'static str = "KDMV-UNNAMED";
 
     fn table(&self, page: &Page, at: u64) -> Result<Table, Loss> {
-        page.le32(at).map(|sector| match sector {
-            0 => Table::None,
-            sector => Table::At(u64::from(sector).saturating_mul(512)),
-        })
+        let said = page.le32(at).map(|sector| u64::from(sector).saturating_mul(512));
+        match self.row.and_then(|row| row.table(at)) {
+            Some(right) if said == Ok(right) => Ok(Table::At(right)),
+            Some(right) => Ok(Table::Guessed(right)),
+            None => said.map(|table| if table == 0 { Table::None } else { Table::At(table) }),
+        }
     }
 
     fn grain(&self, page: &Page, at: u64) -> Result<Grain, Loss> {
@@ -359,110 +505,25 @@ impl Dialect for Hosted {
             sector => Grain::At(u64::from(sector).saturating_mul(512)),
         })
     }
-}
 
-/// An extent through both copies of its tables.
-#[derive(Debug)]
-struct Redundant {
-    primary: Sparse<Hosted>,
-    second: Sparse<Hosted>,
-}
-
-impl Redundant {
-    /// How much a place says: nothing, that there is nothing here, that there is something.
-    fn weight(&self, place: Place<'_>) -> u8 {
-        match place {
-            Place::Lost(Loss { why: Why::Absent, .. }) | Place::Hole => 1,
-            Place::Lost(_) => 0,
-            Place::Below { layer, .. } if same_layer(layer, &**self.primary.entries.layer()) => 3,
-            Place::Coded(_) => 3,
-            Place::Zero => 2,
-            _ => 1,
+    fn plausible(&self, host: u64, shape: &Shape) -> bool {
+        let grain = shl(1, shape.grain_bits);
+        let first = self.overhead.max(512);
+        if self.packed {
+            // How far packed grains reach no field tells.
+            return host >= first;
         }
-    }
-}
-
-impl Redundant {
-    /// The run at `at`, and whether the copies agree on it.
-    fn choose(&self, at: u64, want: u64) -> (Run<'_>, bool) {
-        let first = self.primary.run(at, want);
-        let second = self.second.run(at, first.len);
-        let len = first.len.min(second.len);
-        let agree = match (first.place, second.place) {
-            (Place::Below { layer: a, offset: x }, Place::Below { layer: b, offset: y }) => same_layer(a, b) && x == y,
-            (Place::Lost(a), Place::Lost(b)) => a.why == b.why,
-            (Place::Coded(a), Place::Coded(b)) => a.packed_at == b.packed_at,
-            (Place::Zero, Place::Zero) | (Place::Hole, Place::Hole) => true,
-            _ => false,
-        };
-        if agree {
-            return (Run { len, trust: first.trust.max(second.trust), ..first }, true);
-        }
-        let better = self.weight(second.place) > self.weight(first.place);
-        (Run { len, trust: Trust::Doubtful, ..if better { second } else { first } }, false)
+        // Observed: where grains start at a multiple of their size, all do.
+        let aligned = !self.overhead.is_multiple_of(grain) || host.is_multiple_of(grain);
+        // Writers that free grains leave them behind: twice the disk is room enough.
+        let full = first.saturating_add(shape.len.saturating_mul(2)).saturating_add(16 << 20);
+        aligned && (first..full).contains(&host)
     }
 
-    /// One finding for all that the copies disagree on in `range`.
-    fn audit_copies(&self, range: Range<u64>, sink: Sink<'_>) -> ControlFlow<()> {
-        let mut differ = 0_u64;
-        let mut first = None;
-        let mut at = range.start;
-        while at < range.end {
-            let (run, agree) = self.choose(at, range.end.saturating_sub(at));
-            if !agree {
-                differ = differ.saturating_add(run.len);
-                first = first.or(Some(at));
-            }
-            at = at.saturating_add(run.len.max(1));
-        }
-        let Some(first) = first else { return ControlFlow::Continue(()) };
-        let text = format!("the two copies of the tables differ for {differ} bytes of the disk, first at {first:#x}");
-        sink(Note::Finding(Finding::new("KDMV-COPIES", 48..64, Trust::Doubtful, text)))
-    }
-}
-
-impl Layer for Redundant {
-    fn len(&self) -> u64 {
-        self.primary.len()
-    }
-
-    fn about(&self) -> String {
-        self.primary.about()
-    }
-
-    fn run(&self, at: u64, want: u64) -> Run<'_> {
-        self.choose(at, want).0
-    }
-
-    fn decode(&self, unit: &Unit<'_>, packed: &[u8], out: &mut [u8]) -> Result<Trust, Fault> {
-        self.primary.decode(unit, packed, out)
-    }
-
-    fn parts(&self) -> u32 {
-        self.primary.parts().max(self.second.parts())
-    }
-
-    fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
-        // Each copy claims its own tables; what they map is claimed once, as it is read.
-        for (copy, is_first) in [(&self.primary, true), (&self.second, false)] {
-            if part >= copy.parts() {
-                continue;
-            }
-            copy.audit(part, &mut |note| match note {
-                Note::Claim { of: Use::Data(_), .. } => ControlFlow::Continue(()),
-                Note::Claim { range, .. } if range.start == 0 && !is_first => ControlFlow::Continue(()),
-                // Both lead to the same records.
-                Note::Finding(finding) if finding.code == packed::HEAD && !is_first => ControlFlow::Continue(()),
-                note => sink(note),
-            })?;
-        }
-        let range = if self.primary.parts() >= self.second.parts() { &self.primary } else { &self.second }.span(part);
-        self.audit_copies(range.clone(), &mut *sink)?;
-        audit_runs(self, range, self.primary.parent(), Hosted::CODES, &mut |note| match note {
-            // The copies have reported their own.
-            Note::Finding(_) => ControlFlow::Continue(()),
-            note => sink(note),
-        })
+    fn unnamed(&self, totals: &Totals, file: u64, shape: &Shape) -> Option<String> {
+        let all = file.saturating_sub(self.overhead.max(512)) >> shape.grain_bits;
+        (all > totals.used)
+            .then(|| format!("the file has room for {all} grains, and a copy of the tables names {}", totals.used))
     }
 }
 

@@ -14,9 +14,11 @@ use std::sync::Arc;
 
 /// Special markers: a record of zero bytes, whose kind follows.
 pub(super) mod marker {
+    pub(crate) const END: u32 = 0;
     pub(crate) const TABLE: u32 = 1;
     pub(crate) const DIRECTORY: u32 = 2;
     pub(crate) const FOOTER: u32 = 3;
+    pub(crate) const PROGRESS: u32 = 4;
 }
 
 /// How the grains of an extent are packed.

@@ -4,6 +4,7 @@
 //! in unmapped grains and in images whose journal waits for its replay, the result is never sound.
 
 use super::sparse::{Area, Dialect, Grain, Parent, Shape, Sparse, Table};
+use super::tally::Totals;
 use crate::audit::Codes;
 use crate::entries::{Entries, Page};
 use crate::error::Error;
@@ -12,11 +13,12 @@ use crate::layer::{Bytes, Layer, Loss, Trust};
 use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
 use crate::note::{Finding, Use};
+use crate::num::round_up;
 use crate::read::read_exact;
 use crate::record::Record;
 use binrw::BinRead;
 use byteorder::{ByteOrder, LittleEndian};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The row in the table of formats.
 pub static FORMAT: Format = Format {
@@ -93,9 +95,10 @@ impl ConstantHeader {
 #[derive(BinRead, Debug)]
 #[br(little)]
 pub(super) struct VolatileHeader {
-    /// The numbers of the next free grain table and of the next transaction follow.
-    #[br(pad_after = 16)]
     magic: u64,
+    /// The next transaction's number follows.
+    #[br(pad_after = 8)]
+    free_table: u64,
     replay_journal: u64,
 }
 
@@ -120,7 +123,7 @@ fn probe(layer: &dyn Layer) -> u8 {
 
 fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let header = Header::load(&**bytes)?;
-    let entries = Entries::new(bytes.clone(), memo.share());
+    let (entries, memo) = (Entries::new(bytes.clone(), memo.share()), memo.clone());
     let link = Link { len: header.len, ..Link::default() };
     let findings = header.findings.clone();
     let facts = vec![
@@ -137,7 +140,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
             [Some(parent)] => Parent::Given(parent.clone(), 0),
             _ => Parent::Absent,
         };
-        let layer = header.clone().into_layer(entries.clone(), parent, Vec::new());
+        let layer = header.clone().into_layer(entries.clone(), &memo, parent, Vec::new());
         Ok(Content::Disks(vec![Disk { name: Vec::new(), bytes: Arc::new(layer) }]))
     };
     let wants = vec![Want { role: Role::Parent, id: None, hint: None, len: None }];
@@ -155,6 +158,8 @@ pub(super) struct Header {
     grains: u64,
     areas: Vec<Area>,
     replay: Option<bool>,
+    /// The number of the first grain table that is not in use.
+    free_table: u64,
     trust: Trust,
     pub findings: Vec<Finding>,
 }
@@ -186,6 +191,7 @@ impl Header {
             grains: bytes("SESparse constant header: grains_offset", 192, raw.grains_offset)?,
             areas: raw.areas(),
             replay: None,
+            free_table: 0,
             trust: Trust::Sound,
             findings: Vec::new(),
         };
@@ -208,6 +214,7 @@ impl Header {
         match VolatileHeader::load(layer, at) {
             Ok(raw) if raw.magic == VOLATILE_MAGIC => {
                 self.replay = Some(raw.replay_journal != 0);
+                self.free_table = raw.free_table;
                 if raw.replay_journal != 0 {
                     let text = "replay_journal is set: the journal holds changes that the tables do not";
                     self.doubt("SESPARSE-REPLAY", range, text);
@@ -234,7 +241,13 @@ impl Header {
     }
 
     /// `findings` are what its audit reports first.
-    pub(super) fn into_layer(self, entries: Entries, parent: Parent, findings: Vec<Finding>) -> Sparse<SeSparse> {
+    pub(super) fn into_layer(
+        self,
+        entries: Entries,
+        memo: &Memo,
+        parent: Parent,
+        findings: Vec<Finding>,
+    ) -> Sparse<SeSparse> {
         Sparse {
             entries,
             shape: Shape {
@@ -248,12 +261,15 @@ impl Header {
                 grain_tables: self.grain_tables,
                 grain_tables_len: self.grain_tables_len,
                 grains: self.grains,
+                free_table: self.free_table,
             },
             parent,
             trust: self.trust,
             findings,
             areas: self.areas,
             packing: None,
+            looks: memo.share(),
+            unnamed: OnceLock::new(),
         }
     }
 }
@@ -264,6 +280,7 @@ pub(super) struct SeSparse {
     grain_tables: u64,
     grain_tables_len: u64,
     grains: u64,
+    free_table: u64,
 }
 
 impl SeSparse {
@@ -303,6 +320,7 @@ impl Dialect for SeSparse {
     const DIRECTORY_ENTRY: u64 = 8;
     const TABLE_ENTRY: u64 = 8;
     const CODES: Codes = Codes { range: "SESPARSE-GRAIN-RANGE", entry: "SESPARSE-ENTRY" };
+    const UNNAMED: &'static str = "SESPARSE-UNNAMED";
 
     fn table(&self, page: &Page, at: u64) -> Result<Table, Loss> {
         page.le64(at).map(|entry| self.table_of(entry))
@@ -310,6 +328,29 @@ impl Dialect for SeSparse {
 
     fn grain(&self, page: &Page, at: u64) -> Result<Grain, Loss> {
         page.le64(at).map(|entry| self.grain_of(entry))
+    }
+
+    fn plausible(&self, host: u64, shape: &Shape) -> bool {
+        // The low part of a number is in the high bits of its entry: grains come in blocks of 4,096.
+        let full = round_up(shape.len, super::sparse::shl(1, GRAIN_BITS.saturating_add(TABLE_BITS)));
+        host.checked_sub(self.grains).is_some_and(|into| into < full.saturating_mul(2))
+    }
+
+    fn unnamed(&self, totals: &Totals, _: u64, _: &Shape) -> Option<String> {
+        if totals.silent > 0 {
+            // A table is made when its first grain is written.
+            return Some(format!("{} grain tables are there and say nothing", totals.silent));
+        }
+        if totals.tables < self.free_table {
+            let (used, named) = (self.free_table, totals.tables);
+            return Some(format!("{used} grain tables are in use, and the directory names {named}"));
+        }
+        let reach = totals.highest.saturating_sub(self.grains) >> GRAIN_BITS;
+        let all = if totals.used == 0 { 0 } else { reach.saturating_add(1) };
+        (all > totals.used).then(|| {
+            let more = all.saturating_sub(totals.used);
+            format!("{more} of the {all} grains up to the last that is named are named by no table")
+        })
     }
 }
 
@@ -327,7 +368,7 @@ mod tests {
 
     #[test]
     fn entries() {
-        let dialect = SeSparse { grain_tables: 0x1000, grain_tables_len: 0x2_0000, grains: 0x10_0000 };
+        let dialect = SeSparse { grain_tables: 0x1000, grain_tables_len: 0x2_0000, grains: 0x10_0000, free_table: 0 };
         assert_eq!(dialect.table_of(0), Table::None);
         assert_eq!(dialect.table_of(0x1000_0000_0000_0003), Table::At(0x1000 + 3 * 0x8000));
         assert_eq!(dialect.table_of(0x1000_0000_0000_0004), Table::Doubtful(0x1000 + 4 * 0x8000));

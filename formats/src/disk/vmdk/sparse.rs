@@ -1,14 +1,18 @@
 //! What all sparse VMDK extents share: a grain directory of grain tables of grains, over a parent.
 
 use super::packed::{self, Packing, Wanted, marker};
+use super::tally::{Look, Totals};
 use crate::audit::{Codes, audit_runs, claim, parts};
+use crate::cursor::same_layer;
 use crate::entries::{Entries, Page};
 use crate::layer::{Bytes, Fault, Layer, Loss, Place, Run, Trust, Unit, Why};
+use crate::memo::Memo;
 use crate::note::{Note, Sink, Use};
 use crate::num::{round_up, wide};
 use crate::{Error, Finding};
 use std::fmt;
 use std::ops::{ControlFlow, Range};
+use std::sync::OnceLock;
 
 /// The disk that shows where an extent has nothing.
 #[derive(Clone)]
@@ -21,6 +25,25 @@ pub(super) enum Parent {
     Given(Bytes, u64),
 }
 
+impl Parent {
+    /// What shows at `at` of the extent, up to `len` bytes.
+    pub(super) fn show(&self, at: u64, len: u64, trust: Trust) -> Run<'_> {
+        let (len, place) = match self {
+            Self::None => (len, Place::Hole),
+            Self::Absent => (len, Place::Lost(Loss { why: Why::Absent, at: 0 })),
+            Self::Given(layer, base) => {
+                let offset = at.saturating_add(*base);
+                match layer.len().saturating_sub(offset) {
+                    // A parent may be shorter than its child; there, nothing was ever written.
+                    0 => (len, Place::Hole),
+                    inside => (len.min(inside), Place::Below { layer: &**layer, offset }),
+                }
+            }
+        };
+        Run { len, place, trust }
+    }
+}
+
 /// What a grain directory says of a grain table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Table {
@@ -28,7 +51,9 @@ pub(super) enum Table {
     None,
     /// Where it lies, in bytes.
     At(u64),
-    /// The same, but the header contradicts it.
+    /// Where it must lie by the layout that all writers use: the entry is damaged.
+    Guessed(u64),
+    /// Where it lies, but the header contradicts it.
     Doubtful(u64),
     /// The entry is not one of the specification.
     Broken,
@@ -59,11 +84,19 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync {
     const TABLE_ENTRY: u64;
     /// The stable codes of damage.
     const CODES: Codes;
+    /// The code of what the file holds and no table names.
+    const UNNAMED: &'static str;
 
     /// Reads the directory entry at `at`.
     fn table(&self, page: &Page, at: u64) -> Result<Table, Loss>;
     /// Reads the table entry at `at`.
     fn grain(&self, page: &Page, at: u64) -> Result<Grain, Loss>;
+    /// Whether a grain may lie at `host`: no writer puts one among the tables, between two grains, or further behind
+    /// than a full extent reaches.
+    fn plausible(&self, host: u64, shape: &Shape) -> bool;
+    /// Whether the file holds grains or tables that the tables do not name: what is lost in them reads as if it had
+    /// never been written.
+    fn unnamed(&self, totals: &Totals, file: u64, shape: &Shape) -> Option<String>;
 }
 
 /// Where the tables of an extent are.
@@ -95,6 +128,10 @@ pub(super) struct Sparse<D> {
     pub areas: Vec<Area>,
     /// Where its grains are compressed.
     pub packing: Option<Packing>,
+    /// What was seen of whole tables, by where they lie. Nothing else may use it.
+    pub looks: Memo,
+    /// What the file holds beyond what the tables name; `None` in it where that is nothing.
+    pub unnamed: OnceLock<Option<String>>,
 }
 
 /// Where a structure of the extent lies, how many bytes it has, and what it is.
@@ -142,10 +179,11 @@ impl<D: Dialect> Sparse<D> {
         }
         let entry_at = self.directory_entry_at(first);
         let page = self.entries.page(entry_at);
-        let table = self.dialect.table(&page, entry_at).map_err(|loss| Run::lost(rest(first), loss.why, loss.at))?;
+        let table = self.table(&page, entry_at).map_err(|loss| Run::lost(rest(first), loss.why, loss.at))?;
         let trust = page.trust().max(self.trust);
         let (table, trust) = match table {
             Table::At(table) => (table, trust),
+            Table::Guessed(table) => (table, trust.max(Trust::Inferred)),
             Table::Doubtful(table) => (table, Trust::Doubtful),
             Table::Broken => return Err(Run::lost(rest(first), Why::Unmapped, entry_at)),
             Table::None => {
@@ -154,7 +192,7 @@ impl<D: Dialect> Sparse<D> {
                     let next = last.saturating_add(1);
                     let next_at = self.directory_entry_at(next);
                     let more = span_end(last).saturating_sub(at) < want && next < self.tables();
-                    if !more || !page.covers(next_at) || self.dialect.table(&page, next_at) != Ok(Table::None) {
+                    if !more || !page.covers(next_at) || self.table(&page, next_at) != Ok(Table::None) {
                         break;
                     }
                     last = next;
@@ -169,19 +207,7 @@ impl<D: Dialect> Sparse<D> {
     }
 
     fn below_parent(&self, at: u64, len: u64, trust: Trust) -> Run<'_> {
-        let (len, place) = match &self.parent {
-            Parent::None => (len, Place::Hole),
-            Parent::Absent => (len, Place::Lost(Loss { why: Why::Absent, at: 0 })),
-            Parent::Given(layer, base) => {
-                let offset = at.saturating_add(*base);
-                match layer.len().saturating_sub(offset) {
-                    // A parent may be shorter than its child; there, nothing was ever written.
-                    0 => (len, Place::Hole),
-                    inside => (len.min(inside), Place::Below { layer: &**layer, offset }),
-                }
-            }
-        };
-        Run { len, place, trust }
+        self.parent.show(at, len, trust)
     }
 
     /// How many bytes from `at` on are of one piece with `first`, as far as the page tells.
@@ -210,13 +236,68 @@ impl<D: Dialect> Sparse<D> {
         len.min(want)
     }
 
+    fn table(&self, page: &Page, entry_at: u64) -> Result<Table, Loss> {
+        self.dialect.table(page, entry_at)
+    }
+
+    /// What a whole table looks like.
+    pub(super) fn look(&self, table: u64) -> Look {
+        let block = self.looks.get(table, || Look::of(&self.entries, table, &self.dialect, &self.shape).into_block());
+        Look::from_block(&block)
+    }
+
+    /// What the file holds that no table names, if anything.
+    pub(super) fn unnamed(&self) -> Option<&str> {
+        let count = || {
+            let totals = Totals::of(self)?;
+            self.dialect.unnamed(&totals, self.file().len(), &self.shape)
+        };
+        self.unnamed.get_or_init(|| if self.packing.is_some() { None } else { count() }).as_deref()
+    }
+
+    /// Places of all tables that the directory names, in its order.
+    pub(super) fn named_tables(&self) -> impl Iterator<Item = u64> + '_ {
+        let needed = self.shape.len.div_ceil(shl(1, self.span_bits()).max(1));
+        (0..self.tables().min(needed)).filter_map(|index| {
+            let at = self.directory_entry_at(index);
+            match self.table(&self.entries.page(at), at) {
+                Ok(Table::At(table) | Table::Guessed(table) | Table::Doubtful(table)) => Some(table),
+                _ => None,
+            }
+        })
+    }
+
+    /// The table that maps `at`, if the directory names one inside the file.
+    pub(super) fn table_of(&self, at: u64) -> Option<u64> {
+        self.directory_run(at, 1).ok().map(|(table, ..)| table)
+    }
+
+    /// The run at `at` by these tables alone, however many grains they leave out.
+    pub(super) fn told(&self, at: u64, want: u64) -> Run<'_> {
+        match self.directory_run(at, want) {
+            Ok((table, want, trust)) => self.mapped_run(at, want, table, trust),
+            Err(run) => run,
+        }
+    }
+
+    /// Whether a place is what shows where the extent has nothing.
+    pub(super) fn is_absent(&self, place: Place<'_>) -> bool {
+        match place {
+            Place::Hole | Place::Lost(Loss { why: Why::Absent, .. }) => true,
+            Place::Below { layer, .. } => !same_layer(layer, self.file()),
+            _ => false,
+        }
+    }
+
     fn mapped_run(&self, at: u64, want: u64, table: u64, trust: Trust) -> Run<'_> {
         let entry_at = self.table_entry_at(table, at);
         if entry_at >= self.file().len() {
             return Run::lost(want, Why::Unmapped, table);
         }
         let page = self.entries.page(entry_at);
-        let trust = trust.max(page.trust());
+        // One entry that can't be is damage that reaches further than the entry.
+        let doubt = if self.look(table).odd > 0 { Trust::Doubtful } else { Trust::Sound };
+        let trust = trust.max(page.trust()).max(doubt);
         let grain = match self.dialect.grain(&page, entry_at) {
             Ok(grain) => grain,
             Err(loss) => {
@@ -319,10 +400,11 @@ impl<D: Dialect> Layer for Sparse<D> {
     }
 
     fn run(&self, at: u64, want: u64) -> Run<'_> {
-        match self.directory_run(at, want) {
-            Ok((table, want, trust)) => self.mapped_run(at, want, table, trust),
-            Err(run) => run,
+        let run = self.told(at, want);
+        if run.trust == Trust::Sound && self.is_absent(run.place) && self.unnamed().is_some() {
+            return Run { trust: Trust::Inferred, ..run };
         }
+        run
     }
 
     fn decode(&self, unit: &Unit<'_>, packed: &[u8], out: &mut [u8]) -> Result<Trust, Fault> {
@@ -348,6 +430,9 @@ impl<D: Dialect> Layer for Sparse<D> {
             }
             for finding in &self.findings {
                 sink(Note::Finding(finding.clone()))?;
+            }
+            if let Some(text) = self.unnamed() {
+                sink(Note::Finding(Finding::new(D::UNNAMED, 0..0, Trust::Inferred, text)))?;
             }
         }
         let Range { start, end } = self.span(part);
