@@ -107,7 +107,9 @@ fn collect(case: &Case) -> Vec<FoundNode> {
         let known: HashMap<NodeId, usize> = finds.iter().enumerate().map(|(at, find)| (find.entry.id, at)).collect();
         let mut below: BTreeMap<Option<usize>, Vec<usize>> = BTreeMap::new();
         for (at, find) in finds.iter().enumerate() {
-            let folder = find.parent.and_then(|parent| known.get(&parent).copied()).filter(|folder| *folder != at);
+            // The parents of what a search put together are nodes of the store, and no finds of its own.
+            let parent = find.parent.filter(|_| number == store);
+            let folder = parent.and_then(|parent| known.get(&parent).copied()).filter(|folder| *folder != at);
             below.entry(folder).or_default().push(at);
         }
         let mut open: Vec<(usize, Option<usize>)> =
@@ -116,7 +118,6 @@ fn collect(case: &Case) -> Vec<FoundNode> {
             let Find { entry, parent, named, why } = finds[at].clone();
             let node = tree.node(entry.id).ok();
             let entry = Entry { id: compose(number, entry.id), ..entry };
-            // What a search put together was in a folder of the store.
             let parent = parent.map(|parent| compose(store, parent));
             // Every find is below one other at most, so that each comes up once.
             let inside = below.remove(&Some(at)).unwrap_or_default();

@@ -62,13 +62,15 @@ struct Picture {
 struct Teller<'a> {
     sink: &'a mut dyn FnMut(Finding),
     physical: &'a dyn Fn(u64) -> u64,
-    counts: BTreeMap<&'static str, u64>,
+    /// How many of each kind, and the worst of them.
+    counts: BTreeMap<&'static str, (u64, Trust)>,
 }
 
 impl Teller<'_> {
     fn tell(&mut self, code: &'static str, at: u64, trust: Trust, text: String) {
-        let count = self.counts.entry(code).or_default();
+        let (count, worst) = self.counts.entry(code).or_default();
         *count = count.saturating_add(1);
+        *worst = trust.max(*worst);
         if *count <= TOLD {
             let at = (self.physical)(at);
             (self.sink)(Finding::new(code, at..at, trust, text));
@@ -80,9 +82,9 @@ impl Teller<'_> {
     }
 
     fn finish(self) {
-        for (code, count) in self.counts {
+        for (code, (count, worst)) in self.counts {
             if let Some(more) = count.checked_sub(TOLD).filter(|more| *more > 0) {
-                (self.sink)(Finding::new(code, 0..0, Trust::Doubtful, format!("and {more} more of this kind")));
+                (self.sink)(Finding::new(code, 0..0, worst, format!("and {more} more of this kind")));
             }
         }
     }

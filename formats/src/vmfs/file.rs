@@ -34,6 +34,8 @@ pub struct File {
     top: Table,
     /// The bitmaps of the live volume, for a file that is not alive: what they have as used, somebody else has.
     heir: Option<Arc<Heir>>,
+    /// What is in use may be this file's own, or somebody else's by now.
+    rival: bool,
     /// Whether the descriptor counts as many blocks as the pointers lead to.
     balance: OnceLock<Ordering>,
 }
@@ -99,7 +101,7 @@ impl File {
         let bytes = std::mem::take(&mut descriptor.pointers);
         let top =
             Table { at: descriptor.pointers_at, block: Arc::new(Block { bytes, fault: None, trust: Trust::Sound }) };
-        Self { space, pools, descriptor, top, heir: None, balance: OnceLock::new() }
+        Self { space, pools, descriptor, top, heir: None, rival: false, balance: OnceLock::new() }
     }
 
     /// The descriptor, without its pointers.
@@ -137,6 +139,15 @@ impl File {
     pub fn trusted(mut self, trust: Trust) -> Self {
         self.descriptor.trust = self.descriptor.trust.max(trust);
         self
+    }
+
+    /// The content of a file whose descriptor is free: what the bitmaps have as used may be its own or somebody
+    /// else's, and is doubtful.
+    #[must_use]
+    pub fn rival(mut self, heir: Arc<Heir>) -> Self {
+        self.rival = true;
+        self.heir = Some(heir);
+        self.trusted(Trust::Inferred)
     }
 
     /// The content of a file that is not alive: what the bitmaps of the live volume have as used by now is lost as
@@ -190,10 +201,10 @@ impl File {
                 let first = heir.at(position, whole);
                 first.by.or_else(|| heir.at(position.saturating_add(first.len), 1).by.filter(|_| first.len < whole))
             });
-            if let Some(bitmap) = taken {
+            if let (Some(bitmap), false) = (taken, self.rival) {
                 return Run { trust, ..Run::lost(rest.min(want), Why::Overwritten, bitmap) };
             }
-            trust = trust.max(block.trust);
+            trust = trust.max(block.trust).max(if taken.is_some() { Trust::Doubtful } else { Trust::Sound });
             table = Table { at: position, block };
             level = below;
         }
@@ -204,6 +215,7 @@ impl File {
         let (Some(heir), Place::Below { offset, .. }) = (&self.heir, run.place) else { return run };
         let holding = heir.at(offset, run.len);
         match holding.by {
+            Some(_) if self.rival => Run { len: holding.len, trust: Trust::Doubtful, ..run },
             Some(bitmap) => Run { trust: run.trust, ..Run::lost(holding.len, Why::Overwritten, bitmap) },
             None => Run { len: holding.len, ..run },
         }

@@ -89,16 +89,18 @@ const TOLD: usize = 32;
 const NEAR: u64 = 16;
 
 /// What is known of whether a record is home.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Ordered: what is made of several records is no surer than the last of theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
     /// It is, or something newer is.
     Home,
     /// It is not: the volume is read with it.
     Newer,
-    /// Its transaction was not finished, and does not count.
-    Torn,
     /// Nothing tells.
     Unsure,
+    /// Its transaction was not finished, and does not count.
+    Torn,
 }
 
 /// Bytes of a record, and where they belong.

@@ -12,6 +12,7 @@
 
 use super::address::FdAddress;
 use super::header::{HEADER_AT, Header};
+use super::rebuild;
 use super::tree::Datastore;
 use super::volume::Volume;
 use crate::adapt::below;
@@ -77,9 +78,8 @@ pub(super) fn join(head: &Bytes, header: &Header, others: &[Option<Bytes>], memo
         }
     }
     let all: Bytes = Arc::new(lv.clone());
-    if let Some(blocks) = Volume::load(&all, None, memo)?.blocks() {
-        lv.len = blocks.total.checked_shl(header.file_shift).unwrap_or(MAX_LEN).min(MAX_LEN);
-    }
+    let have = lv.parts.last().map_or(0, Part::end);
+    lv.len = rebuild::length(&Volume::load(&all, None, memo)?).unwrap_or(MAX_LEN).max(have);
     let text = "only the volume's system files are there: what lies in its file blocks is absent";
     findings.push(Finding::new("VMFS-SF-ONLY", HEADER_AT..HEADER_AT, Trust::Inferred, text));
     let lv: Bytes = Arc::new(lv);

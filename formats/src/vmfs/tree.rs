@@ -129,10 +129,18 @@ impl Datastore {
         let file = self.volume_at(id)?.file(found);
         Ok(match state {
             State::Live => file,
-            // Perhaps only its bit is wrong, and the blocks in use are its own.
+            // Nothing says that the blocks in use are still its own.
+            State::Orphaned if self.is_given_up(file.descriptor().address) => file.rival(Arc::clone(self.heir())),
+            // Only its bit is wrong, or only its name is gone.
             State::Orphaned => file.trusted(Trust::Inferred),
             _ => file.dead(Arc::clone(self.heir())),
         })
+    }
+
+    /// Whether a descriptor is free and no folder lists it.
+    fn is_given_up(&self, address: FdAddress) -> bool {
+        let listed = || self.linked().is_some_and(|linked| linked.has(address));
+        self.volume.is_free(address) == Some(true) && !listed()
     }
 
     /// The bytes of a node as its descriptor and the bitmaps tell.

@@ -78,7 +78,9 @@ fn name_files(case: &Case, nodes: &mut [FoundNode]) {
         } else if let (true, true, Some((name, why))) = (nameless, wants.is_empty(), config(&bytes, &nodes[at], &all)) {
             give(&mut nodes[at], name, Named::Config, why);
         }
-        all.add(&nodes[at]);
+        if nameless && nodes[at].find.named != Named::Place {
+            all.add(&nodes[at]);
+        }
         for want in &wants {
             name_extent(nodes, at, want, &mut all);
         }

@@ -73,11 +73,12 @@ pub fn images(volume: &Volume) -> Vec<Image> {
             all.extend(metadata);
             // A sector of pointers that did not change has no record: it is as at home, if that did not change since.
             let have = wide(all.len());
-            let mut trust = Trust::Inferred;
+            let mut trust = if record.standing == Standing::Unsure { Trust::Doubtful } else { Trust::Inferred };
             if let Some(missing) = header.descriptor_size().checked_sub(have).filter(|missing| *missing > 0) {
                 let (home, seen) = read_vec(&*volume.space.lv, at.saturating_add(have), narrow(missing));
                 all.extend(home);
-                trust = if record.standing == Standing::Newer && seen.is_whole() { trust } else { Trust::Doubtful };
+                let same = record.standing == Standing::Newer && seen.is_whole();
+                trust = if same { trust } else { Trust::Doubtful };
             }
             let Some(left) = room.checked_sub(wide(all.len())) else { return };
             if let Ok(descriptor) = Descriptor::parse(header, at, &all, trust) {
@@ -125,12 +126,13 @@ pub fn names(volume: &Volume) -> Vec<Name> {
 }
 
 /// Every range of the volume that a record has, or that several have of which each goes on where the one before ends,
-/// as a record of its own, with its bytes.
+/// as a record of its own, with its bytes. Those of transactions that were not finished do not count.
 fn each(volume: &Volume, take: &mut dyn FnMut(&Journal, &Record, &[u8])) {
     for journal in journals(volume) {
         let (data, _) = read_vec(&*journal.bytes, 0, narrow(journal.bytes.len().min(LONGEST)));
         let mut open: Option<(Record, Vec<u8>)> = None;
-        let parts = journal.records.iter().flat_map(|record| record.pieces.iter().map(move |piece| (record, piece)));
+        let records = journal.records.iter().filter(|record| record.standing != Standing::Torn);
+        let parts = records.flat_map(|record| record.pieces.iter().map(move |piece| (record, piece)));
         for (record, piece) in parts {
             let start = narrow(piece.at);
             let bytes = data.get(start..start.saturating_add(narrow(piece.len))).unwrap_or_default();
@@ -141,9 +143,7 @@ fn each(volume: &Volume, take: &mut dyn FnMut(&Journal, &Record, &[u8])) {
                 {
                     have.extend(bytes);
                     // What was not whole is as sure as the least sure part.
-                    if record.standing != Standing::Home {
-                        first.standing = record.standing;
-                    }
+                    first.standing = first.standing.max(record.standing);
                 }
                 _ => {
                     let next = (Record { target: piece.target, ..record.clone() }, bytes.to_vec());
