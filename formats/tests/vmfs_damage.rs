@@ -396,3 +396,31 @@ fn what_a_dead_file_lost_to_others_is_overwritten() {
     assert!(matches!(first.place, Place::Lost(loss) if loss.why == Why::Overwritten && LV + loss.at == sfb));
     check_laws(&*layer, Effort { runs: 300, bytes: 1 << 20 }).unwrap();
 }
+
+/// An extent's place, one bit of it: what two of them then share, or what lies where no fresh device has it, is not
+/// sound, and is read where it is.
+#[test]
+fn an_extent_in_the_wrong_place_is_not_believed() {
+    for (name, table, extents) in [("vmfs5", 0x18_0600, 8), ("vmfs6", 0x18_2000, 1)] {
+        let Some(image) = image(name) else { return };
+        let healthy = tree(open(image.clone()).join_alone().unwrap());
+        for (extent, byte) in (0..extents).flat_map(|extent| [(extent, 2), (extent, 3)]) {
+            let mut mutant = Mutant::new(&image);
+            patch(&mut mutant, table + extent * 128 + 9 + byte, |byte| *byte ^= 0x80);
+            let opened = open(Arc::new(mutant));
+            let codes: Vec<_> = opened.findings.iter().map(|finding| finding.code).collect();
+            assert!(codes.contains(&"LVM-PE-PLACE"), "{name} {extent} {byte}: {codes:?}");
+            let tree = tree(opened.join_alone().unwrap());
+            for file in ["big", "bigger", "small", "directory/file7"] {
+                let (right, found) = (healthy.open(find(&*healthy, file)), tree.open(find(&*tree, file)));
+                let (right, found) = (right.unwrap(), found.unwrap());
+                for at in (0..right.len()).step_by(MIB as usize) {
+                    let len = (right.len() - at).min(4096) as usize;
+                    let (bytes, seen) = read_vec(&*found, at, len);
+                    let same = bytes == read_vec(&*right, at, len).0;
+                    assert!(same || seen.trust > Trust::Sound, "{name} {extent} {byte}: {file} at {at:#x}");
+                }
+            }
+        }
+    }
+}

@@ -248,6 +248,9 @@ impl fmt::Debug for Device {
     }
 }
 
+/// Runs of extents that are looked at for being where they should not be.
+const MAX_ODD: usize = 64;
+
 /// Consecutive bytes on one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Piece {
@@ -320,6 +323,7 @@ impl Device {
             pieces: Vec::new(),
         };
         device.load_extents(&raw, md);
+        device.straighten();
         device.fill();
         Ok(device)
     }
@@ -378,6 +382,7 @@ impl Device {
         device.findings.push(Finding::new("LVM-HEADER", field(0, 512), Trust::Inferred, text));
         (device.major, device.volume, device.pieces, device.alone) = (major, volume, Vec::new(), false);
         device.load_extents(&raw, md);
+        device.straighten();
         device.fill();
         device.settle();
         Some(device)
@@ -410,6 +415,7 @@ impl Device {
         device.volume.first_pe = first.checked_div(EXTENT).unwrap_or(0);
         device.volume.last_pe = end.div_ceil(EXTENT).saturating_sub(1);
         device.volume.logical_size = end;
+        device.straighten();
         device.fill();
         Some(device)
     }
@@ -503,12 +509,60 @@ impl Device {
         })
     }
 
+    /// Where a fresh device has a piece, if in one piece.
+    fn rule_of(&self, piece: &Piece) -> Option<u64> {
+        let rule = self.by_rule(piece.logical..piece.end()).next()?;
+        (rule.len == piece.len).then_some(rule.physical)
+    }
+
+    /// Doubts extents that are elsewhere than on a fresh device while most are as there. Where the tables have two in one
+    /// place, or one behind the device's end, or the file system's header not where it is, the fresh place counts.
+    fn straighten(&mut self) {
+        let is_odd = |piece: &Piece| self.rule_of(piece).is_some_and(|rule| rule != piece.physical);
+        let (odd, fresh): (Vec<Piece>, Vec<Piece>) = self.pieces.iter().partition(|piece| is_odd(piece));
+        let bytes = |pieces: &[Piece]| pieces.iter().fold(0, |sum: u64, piece| sum.saturating_add(piece.len));
+        let place = |physical: u64, piece: &Piece| physical..physical.saturating_add(piece.len);
+        let clashes = |range: &Range<u64>, own: &Piece| {
+            let others = self.pieces.iter().filter(|piece| *piece != own).map(|piece| place(piece.physical, piece));
+            others.into_iter().any(|other| other.start < range.end && range.start < other.end)
+        };
+        let mut moved = Vec::new();
+        // Damage is an extent or a few; a table of which all are odd is of another make.
+        for piece in odd.iter().filter(|_| odd.len() <= MAX_ODD) {
+            let Some(rule) = self.rule_of(piece) else { continue };
+            let (there, here) = (place(rule, piece), place(piece.physical, piece));
+            let behind = here.end > self.total_bytes && there.end <= self.total_bytes;
+            let header = |base: u64| super::has_magic(&*self.bytes, base.saturating_add(super::header::HEADER_AT));
+            let head = piece.logical == 0 && header(rule) && !header(piece.physical);
+            let wrong = clashes(&here, piece) || behind || head;
+            if wrong && !clashes(&there, piece) {
+                moved.push((*piece, Piece { physical: rule, trust: Trust::Doubtful, ..*piece }));
+            } else if wrong || bytes(&fresh) > bytes(&odd) {
+                moved.push((*piece, Piece { trust: Trust::Doubtful, ..*piece }));
+            }
+        }
+        if moved.is_empty() {
+            return;
+        }
+        let elsewhere = moved.iter().filter(|(old, new)| old.physical != new.physical).count();
+        let text = format!(
+            "{} runs of extents are where no fresh device has them; {elsewhere} of them, which can't be where the tables \
+             say, are read where it has them",
+            moved.len()
+        );
+        let range = self.metadata.first().cloned().unwrap_or_default();
+        for piece in &mut self.pieces {
+            if let Some((_, new)) = moved.iter().find(|(old, _)| old == piece) {
+                *piece = *new;
+            }
+        }
+        self.findings.push(Finding::new("LVM-PE-PLACE", range, Trust::Doubtful, text));
+    }
+
     /// Maps what the tables forgot as a fresh device has it, unless what they say differs from that.
     fn fill(&mut self) {
         let span = self.span().start..self.span().end.min(self.volume.logical_size);
-        let fresh = |piece: &Piece| {
-            self.by_rule(piece.logical..piece.end()).next().is_some_and(|rule| rule.physical == piece.physical)
-        };
+        let fresh = |piece: &Piece| self.rule_of(piece) == Some(piece.physical);
         if span.is_empty() || !self.pieces.iter().all(fresh) {
             return;
         }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 /// A lock that a host holds on a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lock {
-    /// Mode: 1 exclusive, 2 read-only, 3 several writers [S]. Only 0, which is free, was observed.
+    /// Mode: 1 exclusive, 2 read-only, 3 several writers (from sources). Only 0, which is free, was observed.
     pub mode: u32,
     /// The owner's UUID, which is that in its heartbeat.
     pub owner: [u8; 16],
