@@ -56,14 +56,21 @@ pub struct Window {
     start: u64,
     len: u64,
     name: Option<Box<str>>,
+    dumped: bool,
 }
 
 impl Window {
-    /// `len` bytes from `start` on. Where `base` ends before them, the rest is outside of what was dumped.
+    /// `len` bytes from `start` on. Where `base` ends before them, the rest is lost as truncated.
     #[must_use]
     pub fn new(base: Bytes, start: u64, len: u64) -> Self {
         let len = len.min(u64::MAX.saturating_sub(start));
-        Self { base, start, len, name: None }
+        Self { base, start, len, name: None, dumped: false }
+    }
+
+    /// The same of a device: where `base` ends before them, the rest is outside of what was dumped.
+    #[must_use]
+    pub fn of_device(base: Bytes, start: u64, len: u64) -> Self {
+        Self { dumped: true, ..Self::new(base, start, len) }
     }
 
     /// The same, called `name` by [`Layer::about`].
@@ -83,7 +90,8 @@ impl Layer for Window {
     }
 
     fn run(&self, at: u64, want: u64) -> Run<'_> {
-        within_dump(&*self.base, self.start.saturating_add(at), want)
+        let at = self.start.saturating_add(at);
+        if self.dumped { within_dump(&*self.base, at, want) } else { below(&*self.base, at, want) }
     }
 }
 

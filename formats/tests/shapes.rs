@@ -319,7 +319,7 @@ fn adapters_keep_the_laws_and_say_what_is_missing() {
     let cut: Bytes = Arc::new(Window::new(base.clone(), 90_000, 20_000));
     lawful(&*cut);
     let (_, seen) = content(&*cut);
-    assert_eq!((seen.gaps[0].range.clone(), seen.gaps[0].loss.why), (10_000..20_000, Why::Outside));
+    assert_eq!((seen.gaps[0].range.clone(), seen.gaps[0].loss.why), (10_000..20_000, Why::Truncated));
     let damaged: Bytes = Arc::new(Damaged::new(base.clone(), vec![500..600, 10..20, 550..700, 9..9], Why::Overwritten));
     lawful(&*damaged);
     let gaps: Vec<_> = content(&*damaged).1.gaps.into_iter().map(|gap| gap.range).collect();

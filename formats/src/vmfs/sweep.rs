@@ -115,7 +115,7 @@ pub(super) fn build(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<Opened
     for clue in clues.iter().filter(|clue| clue.kind == DEVICE && clue.at >= HEADER_AT) {
         let start = clue.at.saturating_sub(HEADER_AT);
         let range = start..start.saturating_add(clue.len);
-        let part: Bytes = Arc::new(Part::new(Bytes::clone(bytes), start, clue.len));
+        let part: Bytes = Arc::new(Part::of_device(Bytes::clone(bytes), start, clue.len));
         // The records of a later device vote for a start that is as far before it as the devices before it are long.
         let (data, first) = Device::load(&part)
             .map_or((DATA_AT, 0), |device| (device.data_offset, device.volume.first_pe.saturating_mul(EXTENT)));
@@ -181,7 +181,7 @@ fn by_votes(bytes: &Bytes, memo: &Memo, base: u64) -> Option<Volume> {
         return None;
     }
     let part = |len: u64| -> Option<Bytes> {
-        let rest: Bytes = Arc::new(Part::new(Bytes::clone(bytes), from, len.saturating_sub(missing)));
+        let rest: Bytes = Arc::new(Part::of_device(Bytes::clone(bytes), from, len.saturating_sub(missing)));
         if missing == 0 {
             return Some(rest);
         }

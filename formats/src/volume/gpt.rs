@@ -322,7 +322,7 @@ fn volumes(layer: &Bytes, copy: &Copy, trust: Trust, findings: &mut Vec<Finding>
             let text = format!("partition {number} ends at {:#x}, the device at {:#x}", range.end, layer.len());
             findings.push(Finding::new("GPT-RANGE", range.clone(), Trust::Sound, text));
         }
-        let window = Window::new(layer.clone(), range.start, range.end.saturating_sub(range.start));
+        let window = Window::of_device(layer.clone(), range.start, range.end.saturating_sub(range.start));
         let window: Bytes = Arc::new(window.named(format!("GPT partition {number}")));
         let bytes = if trust == Trust::Sound { window } else { Arc::new(Trusted::new(window, trust)) };
         volumes.push(Volume { name: volume_name(number), about: about(&entry), range, bytes });

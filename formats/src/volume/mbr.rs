@@ -98,7 +98,7 @@ impl Table<'_> {
             name: volume_name(number),
             about: format!("{} ({:#04x})", type_name(entry.kind), entry.kind),
             bytes: std::sync::Arc::new(
-                Window::new(self.layer.clone(), range.start, len).named(format!("MBR partition {number}")),
+                Window::of_device(self.layer.clone(), range.start, len).named(format!("MBR partition {number}")),
             ),
             range,
         });
