@@ -102,7 +102,7 @@ fn part(tree: &dyn Tree, number: u32) -> Part {
 }
 
 /// Packed units inside packed units: containers nest a few times, not more.
-const MAX_NESTED: u32 = 8;
+pub(crate) const MAX_NESTED: u32 = 8;
 
 /// A claim on a layer is a claim on the bytes of the sources that it is made of.
 fn push_down(layer: &dyn Layer, range: Range<u64>, sources: &mut Vec<(u32, Range<u64>)>, depth: u32) {
@@ -114,8 +114,7 @@ fn push_down(layer: &dyn Layer, range: Range<u64>, sources: &mut Vec<(u32, Range
                 }
             }
             Place::Coded(unit) if depth < MAX_NESTED => {
-                let end = unit.packed_at.saturating_add(unit.packed_len.into()).min(unit.from.len());
-                push_down(unit.from, unit.packed_at..end, sources, depth + 1);
+                push_down(unit.from, unit.packed(), sources, depth + 1);
             }
             Place::Coded(_) | Place::Zero | Place::Hole | Place::Lost(_) => {}
         }

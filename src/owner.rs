@@ -13,6 +13,7 @@ mod tops;
 pub use chain::{Level, Step};
 pub use list::read_list;
 
+use crate::audit::MAX_NESTED;
 use crate::case::Case;
 use crate::progress::Progress;
 use crate::ranges::RangeSet;
@@ -33,8 +34,6 @@ const MOST: usize = 1 << 20;
 /// Owners of one byte that are told one by one. A packed unit of 2 MiB can have a thousand descriptors; where nothing
 /// is packed no sound image comes near.
 const SHOWN: usize = 2048;
-/// Packed units inside packed units: containers nest a few times, not more.
-const NESTED: usize = 8;
 /// A question is not cut further than that.
 const SMALLEST: u64 = 512;
 /// Tops that are walked between two looks at how much there is.
@@ -352,11 +351,10 @@ impl Search<'_> {
         sink: &mut dyn FnMut(Range<u64>, &[u64]),
     ) {
         let Place::Coded(unit) = place else { return };
-        if vias.len() >= NESTED {
+        if vias.len() >= MAX_NESTED as usize {
             return;
         }
-        let end = unit.packed_at.saturating_add(unit.packed_len.into()).min(unit.from.len());
-        for run in walk(unit.from, unit.packed_at..end) {
+        for run in walk(unit.from, unit.packed()) {
             if let Place::Coded(_) = run.place {
                 vias.push(run.at);
                 self.packed(&run.place, asked, vias, left, sink);

@@ -4,6 +4,7 @@
 //! partition tables, the datastore's own headers and bitmaps, all folders and what names the machines always belong
 //! to the answer; of everything else only what the wanted has.
 
+use crate::audit::MAX_NESTED;
 use crate::case::{Case, Item, ItemId, Origin};
 use crate::owner::{gaps, is_system};
 use crate::progress::Progress;
@@ -19,8 +20,6 @@ use vdrecover_formats::{Content, Kind, Layer, NodeId, Note, Part, Place, Tree, U
 
 /// Memory for the answer, in all: a device of 512 GiB is told in sectors, a larger one in larger blocks.
 const MEMORY: u64 = 256 << 20;
-/// Packed units inside packed units: containers nest a few times, not more.
-const NESTED: u32 = 8;
 /// A text that describes a machine or a disk is not longer.
 const TEXT: u64 = 1 << 20;
 
@@ -270,9 +269,8 @@ impl Need<'_> {
             });
             match (source, run.place) {
                 (Some((_, map)), _) => map.claim(run.offset..run.offset.saturating_add(run.len)),
-                (None, Place::Coded(unit)) if depth < NESTED => {
-                    let end = unit.packed_at.saturating_add(unit.packed_len.into()).min(unit.from.len());
-                    self.claim(unit.from, unit.packed_at..end, depth + 1);
+                (None, Place::Coded(unit)) if depth < MAX_NESTED => {
+                    self.claim(unit.from, unit.packed(), depth + 1);
                 }
                 (None, Place::Lost(_)) => {
                     self.lost.fetch_add(run.len, Ordering::Relaxed);

@@ -147,6 +147,14 @@ pub struct Unit<'a> {
     pub memo: &'a Memo,
 }
 
+impl Unit<'_> {
+    /// Where its packed bytes lie in `from`, as far as there are any.
+    #[must_use]
+    pub fn packed(&self) -> Range<u64> {
+        self.packed_at..self.packed_at.saturating_add(self.packed_len.into()).min(self.from.len())
+    }
+}
+
 /// No unit is larger than this, packed or decoded: 4 MiB, twice the largest QCOW2 cluster.
 pub const MAX_UNIT: u32 = 4 << 20;
 

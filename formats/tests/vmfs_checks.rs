@@ -15,7 +15,6 @@
 mod vmfs_support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use vdrecover_formats::adapt::Damaged;
@@ -26,37 +25,11 @@ use vdrecover_formats::vmfs::journal::{self, Standing};
 use vdrecover_formats::vmfs::lvm::{Device as Lvm, Logical};
 use vdrecover_formats::vmfs::resource::Resource;
 use vdrecover_formats::vmfs::volume::Volume;
-use vdrecover_formats::{
-    Bytes, Fault, Finding, Kind, Layer, NodeId, Note, Place, Pool, Run, Tree, Trust, Why, read_vec, walk,
-};
-use vdrecover_testdata::Device;
+use vdrecover_formats::{Bytes, Finding, Kind, Layer, NodeId, Note, Place, Pool, Tree, Trust, Why, read_vec, walk};
 use vdrecover_testdata::samples::SAMPLES;
 use vdrecover_testdata::vmfs as made;
 use vdrecover_testdata::vmfs::{Crash, Crashed, Expected, Layout, Version, Vmfs, VmfsSpec};
-use vmfs_support::{GIB, MIB, Sparse, find, image, list, open, tree};
-
-struct Disk(Device);
-
-impl fmt::Debug for Disk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl Layer for Disk {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn run(&self, _: u64, want: u64) -> Run<'_> {
-        Run::sound(want, Place::Own)
-    }
-
-    fn fetch(&self, at: u64, buf: &mut [u8]) -> Result<Trust, Fault> {
-        buf.copy_from_slice(&self.0.read(at, buf.len()));
-        Ok(Trust::Sound)
-    }
-}
+use vmfs_support::{Disk, GIB, MIB, Sparse, find, image, list, open, tree};
 
 fn datastore(bytes: Bytes) -> Arc<dyn Tree> {
     tree(open(bytes).join_alone().unwrap())

@@ -12,46 +12,25 @@
     reason = "tests"
 )]
 
+mod vmfs_support;
+
 use std::collections::BTreeSet;
-use std::fmt;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use vdrecover_formats::adapt::Damaged;
 use vdrecover_formats::laws::{Effort, check_laws};
 use vdrecover_formats::{
-    Bytes, Content, Error, Fault, Layer, NodeId, Note, Place, Pool, Run, Tree, Trust, Why, read_vec, vmfs, walk,
+    Bytes, Content, Error, Layer, NodeId, Note, Place, Pool, Tree, Trust, Why, read_vec, vmfs, walk,
 };
 use vdrecover_testdata::Device;
 use vdrecover_testdata::samples;
 use vdrecover_testdata::vmfs as made;
 use vdrecover_testdata::vmfs::{Addressing, Expected, Layout, Located, Version, Vmfs, VmfsSpec, pattern};
+use vmfs_support::Disk;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const VERSIONS: [Version; 2] = [Version::Five, Version::Six];
-
-struct Disk(Device);
-
-impl fmt::Debug for Disk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl Layer for Disk {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn run(&self, _: u64, want: u64) -> Run<'_> {
-        Run::sound(want, Place::Own)
-    }
-
-    fn fetch(&self, at: u64, buf: &mut [u8]) -> Result<Trust, Fault> {
-        buf.copy_from_slice(&self.0.read(at, buf.len()));
-        Ok(Trust::Sound)
-    }
-}
 
 /// What one pointer block maps.
 fn leaf(version: Version) -> u64 {

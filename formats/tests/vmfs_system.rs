@@ -9,38 +9,16 @@
     reason = "tests"
 )]
 
+mod vmfs_support;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use vdrecover_formats::{
-    Bytes, Content, Fault, Finding, Kind, Layer, NodeId, Note, Place, Pool, Run, Tree, Trust, Why, read_vec, vmfs, walk,
+    Bytes, Content, Finding, Kind, Layer, NodeId, Note, Place, Pool, Tree, Trust, Why, read_vec, vmfs, walk,
 };
-use vdrecover_testdata::Device;
 use vdrecover_testdata::samples::SAMPLES;
-
-struct Disk(Device);
-
-impl fmt::Debug for Disk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl Layer for Disk {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn run(&self, _: u64, want: u64) -> Run<'_> {
-        Run::sound(want, Place::Own)
-    }
-
-    fn fetch(&self, at: u64, buf: &mut [u8]) -> Result<Trust, Fault> {
-        buf.copy_from_slice(&self.0.read(at, buf.len()));
-        Ok(Trust::Sound)
-    }
-}
+use vmfs_support::Disk;
 
 fn tree(content: Content) -> Arc<dyn Tree> {
     let Content::Tree(tree) = content else { panic!("no datastore") };

@@ -552,8 +552,7 @@ impl Bench<'_> {
             }
             let best = votes.iter().max_by_key(|(_, votes)| **votes);
             // One block that was used again by another disk does not take the others away.
-            if let Some((home, votes)) = best.filter(|(_, votes)| votes.saturating_mul(4) >= total.saturating_mul(3)) {
-                let _ = votes;
+            if let Some((home, _)) = best.filter(|(_, votes)| votes.saturating_mul(4) >= total.saturating_mul(3)) {
                 homes.insert(leaf, *home);
             }
         });

@@ -32,24 +32,8 @@ pub(super) fn look(live: &Volume) -> Vec<Former> {
 /// All layouts that volumes have, by where `.fdc.sf` starts and what its descriptor says.
 fn layouts() -> impl Iterator<Item = Geometry> {
     // As all real images have it, until the volume's own files say otherwise.
-    let six = (12..=16_u32).map(|shift| Geometry {
-        six: true,
-        md: 1_u64.unbounded_shl(shift),
-        file_shift: 20,
-        sub_shift: 16,
-        dense: true,
-        fdc_offset: 0x1_0000,
-        fdc_clusters: 8,
-    });
-    let five = (19..=23_u32).map(|file_shift| Geometry {
-        six: false,
-        md: 512,
-        file_shift,
-        sub_shift: 13,
-        dense: true,
-        fdc_offset: 0x1_0000,
-        fdc_clusters: 64,
-    });
+    let six = (12..=16_u32).map(|shift| Geometry::usual(true, 1_u64.unbounded_shl(shift), 20));
+    let five = (19..=23_u32).map(|shift| Geometry::usual(false, 512, shift));
     six.chain(five)
 }
 
@@ -66,12 +50,7 @@ fn open(live: &Volume, geometry: Geometry) -> Option<Former> {
     let (space, memo) = (&live.space, live.space.tables.share());
     let volume = |geometry| Volume::with(Header::assumed(geometry), &space.lv, space.logical.clone(), &memo);
     let mut found = volume(&geometry);
-    let subs = found.pools.sbc.as_ref().map(|sbc| (sbc.size, sbc.per_cluster));
-    if let Some((size, per_cluster)) =
-        subs.filter(|(size, _)| size.is_power_of_two() && (10..=20).contains(&size.trailing_zeros()))
-    {
-        let geometry =
-            Geometry { sub_shift: size.trailing_zeros(), dense: geometry.six || per_cluster > 16, ..geometry };
+    if let Some(geometry) = geometry.with_subs_of(&found) {
         found = volume(&geometry);
     }
     // Without it no descriptor can be found.

@@ -366,9 +366,7 @@ impl Fragments {
 pub(super) fn is_free(volume: &Volume, at: u64) -> Option<bool> {
     let blocks = volume.blocks()?;
     let number = at.checked_shr(volume.space.header.file_shift)?;
-    let cluster = number.checked_div(blocks.per_cluster)?;
-    let resource = number.checked_rem(blocks.per_cluster)?;
-    blocks.is_free(&volume.space, Spot { cluster, resource }).map(|(free, _)| free)
+    blocks.is_free(&volume.space, blocks.spot(number)?).map(|(free, _)| free)
 }
 
 /// The slots of a page of addresses of pages, and where in the volume those lie.

@@ -23,6 +23,7 @@
 //! ([`Header::fixed`]), so that the resource files can be opened before any of them is.
 
 use super::address::{FdAddress, Spot, Width};
+use super::volume::Volume;
 use crate::error::Error;
 use crate::layer::Layer;
 use crate::num::round_up;
@@ -170,6 +171,25 @@ pub(super) struct Geometry {
     pub fdc_offset: u64,
     /// Clusters in a group of `.fdc.sf`.
     pub fdc_clusters: u64,
+}
+
+/// Offset of the first group of `.fdc.sf` on all real images.
+pub(super) const GROUP_AT: u64 = 0x1_0000;
+
+impl Geometry {
+    /// A volume of this layout, as all real images have it.
+    pub(super) const fn usual(six: bool, md: u64, file_shift: u32) -> Self {
+        let (sub_shift, fdc_clusters) = if six { (16, 8) } else { (13, 64) };
+        Self { six, md, file_shift, sub_shift, dense: true, fdc_offset: GROUP_AT, fdc_clusters }
+    }
+
+    /// The same with the sub-blocks that the header of `.sbc.sf` says. `None` where it can't be had.
+    pub(super) fn with_subs_of(self, volume: &Volume) -> Option<Self> {
+        let sbc = volume.pools.sbc.as_ref()?;
+        let fits = sbc.size.is_power_of_two() && (1 << 10..=1 << 20).contains(&sbc.size);
+        let dense = self.six || sbc.per_cluster > 16;
+        fits.then_some(Self { sub_shift: sbc.size.trailing_zeros(), dense, ..self })
+    }
 }
 
 /// Whether a file system's header starts here, as far as its first fields tell.

@@ -4,7 +4,6 @@
 //! bitmap of the resource decides: a sub-block that is free still holds what its last owner wrote, even though the
 //! resource file that it lies in is alive. What no bitmap tells is nobody's.
 
-use super::address::Spot;
 use super::resource::{Part, Resource};
 use super::volume::{Space, Volume};
 use crate::layer::{Layer, Place};
@@ -96,17 +95,14 @@ impl Heir {
     fn block(&self, at: u64) -> Option<u64> {
         let blocks = self.blocks.as_ref()?;
         let number = at.checked_shr(self.space.header.file_shift)?;
-        let spot = |number: u64, of: &Resource| {
-            Some(Spot { cluster: number.checked_div(of.per_cluster)?, resource: number.checked_rem(of.per_cluster)? })
-        };
         // A large block that is in use as a whole has none of its small ones in use.
         if let Some(large) = &self.large
-            && let Some(whole) = spot(at.checked_shr(self.space.header.large_shift)?, large)
+            && let Some(whole) = large.spot(at.checked_shr(self.space.header.large_shift)?)
             && let Some(bitmap) = large.in_use_whole(&self.space, whole)
         {
             return Some(bitmap);
         }
-        blocks.is_free(&self.space, spot(number, blocks)?).filter(|(free, _)| !free).map(|(_, bitmap)| bitmap)
+        blocks.is_free(&self.space, blocks.spot(number)?).filter(|(free, _)| !free).map(|(_, bitmap)| bitmap)
     }
 
     fn in_pool(&self, pool: &Resource, at: u64) -> Holding {

@@ -17,8 +17,7 @@
 
 use super::address::FdAddress;
 use super::descriptor::{self, Descriptor, RawLock, RawMetadata, Shape, Type};
-use super::header::Name;
-use super::header::{Geometry, Header, RawHeader, is_magic};
+use super::header::{GROUP_AT, Geometry, Header, Name, RawHeader, is_magic};
 use super::resource::RawResource;
 use super::volume::Volume;
 use crate::adapt::Trusted;
@@ -33,8 +32,6 @@ use std::sync::Arc;
 pub(super) const FDC_CLUSTER: u32 = 0x10C0_0005;
 /// First bytes of a heartbeat, free and in use.
 pub(super) const HEARTBEATS: [u32; 2] = [0xABCD_EF01, 0xABCD_EF02];
-/// Offset of the first group of `.fdc.sf` on all real images.
-const GROUP_AT: u64 = 0x1_0000;
 /// Heartbeats of a volume, at most.
 const BEATS: u64 = 2048;
 
@@ -69,9 +66,7 @@ impl Layout {
 
     /// The header of such a volume, as all real images have it.
     fn usual(self) -> Geometry {
-        let Self { six, md, file_shift } = self;
-        let (sub_shift, fdc_clusters) = if six { (16, 8) } else { (13, 64) };
-        Geometry { six, md, file_shift, sub_shift, dense: true, fdc_offset: GROUP_AT, fdc_clusters }
+        Geometry::usual(self.six, self.md, self.file_shift)
     }
 }
 
@@ -163,11 +158,10 @@ fn rebuild(lv: &Bytes, memo: &Memo) -> Option<(Header, String)> {
     }
     let mut header = Header::assumed(&geometry);
     let volume = Volume::with(header.clone(), lv, None, &memo.share());
-    let subs =
-        volume.pools.sbc.as_ref().filter(|sbc| sbc.size.is_power_of_two() && (1 << 10..=1 << 20).contains(&sbc.size));
-    let (sub_shift, dense) =
-        subs.map_or((geometry.sub_shift, true), |sbc| (sbc.size.trailing_zeros(), sbc.per_cluster > 16));
-    let geometry = Geometry { sub_shift, dense: dense || geometry.six, ..geometry };
+    let (geometry, subs) = geometry.with_subs_of(&volume).map_or_else(
+        || (geometry, "as is usual: the header of .sbc.sf can't be had"),
+        |geometry| (geometry, "of its own header"),
+    );
     header = Header::assumed(&geometry);
     let version = beat(&**lv, &header);
     if let Some((major, minor)) = version {
@@ -175,10 +169,6 @@ fn rebuild(lv: &Bytes, memo: &Memo) -> Option<(Header, String)> {
     }
     header.created = system.created;
     let sizes = |shift: u32| 1_u64.checked_shl(shift).unwrap_or(0);
-    let subs = match subs {
-        Some(_) => "of its own header",
-        None => "as is usual: the header of .sbc.sf can't be had",
-    };
     let text = format!(
         "VMFS{} with file blocks of {} bytes by {found} descriptors of system files, sub-blocks of {} bytes ({subs}), \
          metadata in units of {}, version {}",

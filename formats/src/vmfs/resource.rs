@@ -220,6 +220,13 @@ impl Resource {
         self.clusters().div_ceil(self.per_group.max(1))
     }
 
+    /// The place of the resource of this number among all.
+    #[must_use]
+    pub fn spot(&self, number: u64) -> Option<Spot> {
+        let (cluster, resource) = (number.checked_div(self.per_cluster)?, number.checked_rem(self.per_cluster)?);
+        Some(Spot { cluster, resource })
+    }
+
     /// Where a group starts in the file.
     #[must_use]
     pub fn group(&self, group: u64) -> u64 {

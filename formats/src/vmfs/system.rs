@@ -62,7 +62,8 @@ pub(super) fn join(head: &Bytes, header: &Header, others: &[Option<Bytes>], memo
         let Some(bytes) = bytes else { continue };
         let address = if *address == FdAddress::PB2 { header.pb2().unwrap_or(*address) } else { *address };
         let all: Bytes = Arc::new(lv.clone());
-        let volume = Volume::load(&all, None, memo)?;
+        // Where the files lie says the volume as it stands; journals are read once all of it is there.
+        let volume = Volume::with(header.clone(), &all, None, memo);
         match volume.descriptor(address) {
             Ok(descriptor) => {
                 if descriptor.len != bytes.len() {

@@ -45,8 +45,6 @@ pub struct Name {
     pub generation: u32,
     /// Where the entry belongs in the volume.
     pub target: u64,
-    /// Whether the record that has it is home.
-    pub standing: Standing,
 }
 
 /// All descriptors that the journals of a volume have, the oldest first: what they were, be it home or not. Those of
@@ -118,7 +116,7 @@ pub fn names(volume: &Volume) -> Vec<Name> {
                 continue;
             };
             let target = record.target.saturating_add(wide(at));
-            found.push(Name { target, standing: record.standing, ..name });
+            found.push(Name { target, ..name });
             at = at.saturating_add(len);
         }
     });
@@ -168,14 +166,7 @@ fn entry(bytes: &[u8], name: Range<usize>) -> Option<Name> {
     let (name, rest) = raw.split_at_checked(len)?;
     let plain = !name.is_empty() && name != b"." && name != b".." && generation != 0;
     let clean = name.iter().all(|byte| *byte >= b' ' && *byte != b'/') && rest.iter().all(|byte| *byte == 0);
-    (plain && clean).then(|| Name {
-        name: name.to_vec(),
-        kind,
-        address,
-        generation,
-        target: 0,
-        standing: Standing::Unsure,
-    })
+    (plain && clean).then(|| Name { name: name.to_vec(), kind, address, generation, target: 0 })
 }
 
 fn entry5(bytes: &[u8]) -> Option<(Name, usize)> {
