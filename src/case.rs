@@ -5,6 +5,7 @@
 //! a QCOW2 is nothing special. It never follows a name that an image gives as a path: a name is looked up among
 //! what was given, and beside the image, by its last part.
 
+mod compared;
 mod discover;
 mod folder;
 mod found;
@@ -20,6 +21,7 @@ mod search;
 mod sources;
 mod wants;
 
+pub use compared::Compared;
 pub use found::{Found, FoundNode};
 pub use hashes::{Hashes, identity};
 pub use item::{Filled, Item, ItemId, Origin, State};
@@ -130,6 +132,8 @@ pub struct Case {
     names: Names,
     /// What no folder lists any more, once somebody looked.
     found: OnceLock<Found>,
+    /// What comparing all files with each other told, once somebody did.
+    compared: OnceLock<Compared>,
     /// The folders of the host in which sources lie: listed once, however many ask what lies beside them.
     folders: Mutex<HashMap<PathBuf, Arc<Folder>>>,
 }
@@ -153,6 +157,7 @@ impl Case {
             findings: Vec::new(),
             names: Names::default(),
             found: OnceLock::new(),
+            compared: OnceLock::new(),
             folders: Mutex::default(),
         };
         discover::run(&mut case, options, progress)?;
@@ -276,6 +281,10 @@ impl Tree for Case {
 
     fn found(&self, id: NodeId) -> Option<Find> {
         self.lost().get(id).map(|node| node.find.clone())
+    }
+
+    fn contradicted(&self, id: NodeId) -> Vec<String> {
+        self.contradictions(id).into_iter().map(|noted| format!("{}: {}", noted.about, noted.finding.text)).collect()
     }
 
     fn parts(&self) -> u32 {

@@ -205,6 +205,13 @@ impl Global {
         Ok(case)
     }
 
+    /// Compares the files of each datastore with each other, so that whoever reads one is told what contradicts it.
+    fn compare(&self, case: &Case) {
+        let progress = self.progress();
+        crate::audit::compare(case, &progress);
+        progress.finish();
+    }
+
     fn map_args(&self) -> Result<Vec<MapArg>> {
         self.maps.iter().map(|arg| MapArg::parse(arg)).collect()
     }

@@ -55,6 +55,11 @@ impl Pool {
         Arc::new(Self { cache: Cache::with_weighter(blocks, budget, Weigh), owners: AtomicU32::new(0) })
     }
 
+    /// Forgets all of it: what is asked again is made again, and believed as far as it is then.
+    pub fn clear(&self) {
+        self.cache.clear();
+    }
+
     /// A share with keys of its own.
     #[must_use]
     pub fn share(self: &Arc<Self>) -> Memo {

@@ -96,12 +96,39 @@ pub struct Finding {
     pub trust: Trust,
     /// In words.
     pub text: String,
+    /// The node that it is about.
+    pub node: Option<Concern>,
+}
+
+/// How much of a node an observation is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Concern {
+    /// A part of it, which its own runs tell.
+    Part(NodeId),
+    /// All of it.
+    Whole(NodeId),
+}
+
+impl Concern {
+    /// The node.
+    #[must_use]
+    pub fn id(self) -> NodeId {
+        match self {
+            Self::Part(id) | Self::Whole(id) => id,
+        }
+    }
 }
 
 impl Finding {
     /// An observation on `range`.
     #[must_use]
     pub fn new(code: &'static str, range: Range<u64>, trust: Trust, text: impl Into<String>) -> Self {
-        Self { code, range, trust, text: text.into() }
+        Self { code, range, trust, text: text.into(), node: None }
+    }
+
+    /// The same, about a node.
+    #[must_use]
+    pub fn about(self, node: Concern) -> Self {
+        Self { node: Some(node), ..self }
     }
 }

@@ -4,6 +4,7 @@ use crate::error::Error;
 use crate::format::{Clue, Window};
 use crate::layer::{Bytes, Trust};
 use crate::note::{Finding, Sink};
+use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -229,6 +230,15 @@ impl Node {
     }
 }
 
+/// What a look at all files of a tree put in doubt.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Doubts {
+    /// Places that two have, in the layer that the tree's claims are on; ascending and apart.
+    pub ranges: Vec<Range<u64>>,
+    /// Nodes of which nothing is sound.
+    pub nodes: BTreeSet<NodeId>,
+}
+
 /// Takes the entries of a listing, and what is wrong between them; `Break` stops.
 pub type Lister<'s> = &'s mut dyn FnMut(Result<Entry, Finding>) -> ControlFlow<()>;
 
@@ -268,6 +278,12 @@ pub trait Tree: Debug + Send + Sync {
         None
     }
 
+    /// What contradicts the content of a node, in words, as far as somebody compared it with others.
+    fn contradicted(&self, id: NodeId) -> Vec<String> {
+        let _ = id;
+        Vec::new()
+    }
+
     /// How free space is searched for more.
     fn search(&self) -> Option<Search> {
         None
@@ -282,6 +298,12 @@ pub trait Tree: Debug + Send + Sync {
     fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
         let _ = (part, sink);
         ControlFlow::Continue(())
+    }
+
+    /// Takes what an audit of all parts put in doubt: whoever reads it from then on is told, be it through a layer that
+    /// was opened before.
+    fn doubt(&self, doubts: Doubts) {
+        let _ = doubts;
     }
 
     /// Compares structures with each other that only a look at all of them can compare, beyond the audit: too dear for

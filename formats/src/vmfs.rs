@@ -37,6 +37,7 @@ mod system;
 mod tests;
 pub mod tree;
 pub mod volume;
+mod witness;
 
 use self::header::Header;
 use self::lvm::{Device, Logical};

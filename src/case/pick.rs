@@ -143,6 +143,10 @@ impl Tree for Pick<'_> {
         self.case.found(id)
     }
 
+    fn contradicted(&self, id: NodeId) -> Vec<String> {
+        self.case.contradicted(id)
+    }
+
     fn parts(&self) -> u32 {
         self.case.parts()
     }

@@ -13,7 +13,7 @@ use serde_json::json;
 use std::ffi::OsString;
 use std::ops::{ControlFlow, Range};
 use vdrecover_formats::num::narrow;
-use vdrecover_formats::{Gap, Layer, Seen, Trust, read};
+use vdrecover_formats::{Gap, Layer, Seen, Tree, Trust, read};
 
 /// Arguments of `cat`.
 #[derive(Debug, Args)]
@@ -37,11 +37,14 @@ struct How<'a> {
     shown: &'a str,
     fill: bool,
     threads: usize,
+    /// What contradicts it, in words.
+    contradicted: Vec<String>,
 }
 
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let locator = Locator::parse(&command.locator);
     let case = global.open_at(&locator, out)?;
+    global.compare(&case);
     let (found, bytes) = locator::open(&case, &locator)?;
     let shown = report::printable(&found.path);
     let len = bytes.len();
@@ -52,7 +55,12 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let outcome = copy(
         &*bytes,
         command.offset..end,
-        &How { shown: &shown, fill: command.fill, threads: global.thread_count() },
+        &How {
+            shown: &shown,
+            fill: command.fill,
+            threads: global.thread_count(),
+            contradicted: case.contradicted(found.entry.id),
+        },
         out,
     )?;
     out.flush()?;
@@ -76,7 +84,7 @@ struct Piece {
 }
 
 fn copy(layer: &dyn Layer, range: Range<u64>, how: &How<'_>, out: &mut Out) -> Result<Outcome> {
-    let How { shown, fill, threads } = *how;
+    let How { shown, fill, threads, ref contradicted } = *how;
     let buffers = Buffers::default();
     // A pipe is no faster than a few threads that decode, and each of them has pieces in memory.
     let threads = if range.end - range.start <= PIECE { 1 } else { threads.min(8) };
@@ -117,7 +125,9 @@ fn copy(layer: &dyn Layer, range: Range<u64>, how: &How<'_>, out: &mut Out) -> R
         out.error(&format!("{shown}: {missing} bytes are lost and were written as zeros"));
     }
     if trust > Trust::Sound {
-        out.error(&format!("{shown}: the bytes are {}; `vdrecover scan` says why", trust.word()));
+        let why = if contradicted.is_empty() { "; `vdrecover scan` says why" } else { "" };
+        out.error(&format!("{shown}: the bytes are {}{why}", trust.word()));
+        contradicted.iter().for_each(|text| out.error(text));
     }
     Ok(Outcome::doubt_if(missing > 0 || trust > Trust::Sound))
 }

@@ -62,6 +62,7 @@ const UNWRITTEN: [&str; 6] = ["qcow2", "vmdk", "vhd", "vhdx", "vdi", "ova"];
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let locator = Locator::parse(&command.locator);
     let case = global.open_at(&locator, out)?;
+    global.compare(&case);
     let found = match &locator.path {
         Some(path) => locator::find(&case, path)?,
         None => locator::one_disk(&case)?,
@@ -93,7 +94,14 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         Err(error) if matches!(error.downcast_ref(), Some(Refused::Closed)) => return Ok(incomplete),
         done => done.map_err(|error| advise(error, &command.output))?,
     };
-    let mut outcome = tell(&done, &command.output, matches!(dest, Dest::Pipe(_)), out)?;
+    let is_pipe = matches!(dest, Dest::Pipe(_));
+    let mut outcome = tell(&done, &command.output, is_pipe, out)?;
+    for noted in case.contradictions(found.entry.id) {
+        match is_pipe {
+            true => out.error(&format!("{}: {}", noted.about, noted.finding.text)),
+            false => super::scan::show_finding(noted, out)?,
+        }
+    }
     if let Some(hash) = done.digest.hex() {
         outcome = outcome.max(keep(&case, global, [(found.path.clone(), hash)], out)?);
     }

@@ -30,7 +30,8 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         let absent = item.used_by.is_none() && item.filled.iter().any(|filled| filled.bytes.is_none());
         worst = worst.max(Outcome::doubt_if(absent || matches!(item.state, State::Failed(_))));
     }
-    for noted in &case.findings {
+    global.compare(&case);
+    for noted in case.findings.iter().chain(case.all_contradictions()) {
         worst = worst.max(Outcome::doubt_if(noted.finding.trust > Trust::Sound));
         super::scan::show_finding(noted, out)?;
     }

@@ -35,6 +35,10 @@ pub(super) struct Command {
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let locator = Locator::parse(&command.locator);
     let case = global.open(std::slice::from_ref(&locator.image), true, out)?;
+    // Names alone say nothing of content.
+    if command.long || out.json {
+        global.compare(&case);
+    }
     let path = locator.path.clone().unwrap_or_default();
     let start = locator::find(&case, &path)?;
     let hashes = Hashes::load(&case, global.case.as_deref());
@@ -131,8 +135,18 @@ impl Listing<'_> {
         if entry.state == State::Live && (health.missing > 0 || health.trust > Trust::Sound) {
             self.worst = Outcome::Doubt;
         }
+        let against = self.case.contradicted(entry.id);
         if self.out.json {
             let mut record = record(path, entry, &node, &health);
+            if entry.state == State::Live {
+                let words = [(None, "unchecked"), (Some(false), "none"), (Some(true), "shared")];
+                let is_shared = self.case.is_shared(entry.id);
+                let word = words.iter().find(|(known, _)| *known == is_shared).map(|(_, word)| *word);
+                record["cross_links"] = word.into();
+            }
+            if !against.is_empty() {
+                record["contradicted"] = against.into();
+            }
             if let Some(find) = (entry.state != State::Live).then(|| self.case.found(entry.id)).flatten() {
                 record["named_by"] = find.named.word().into();
                 record["why"] = find.why.into();
@@ -156,7 +170,9 @@ impl Listing<'_> {
             entry.state.word(),
             health.trust.word(),
             report::printable(shown),
-        ))
+        ))?;
+        against.iter().for_each(|why| self.out.error(why));
+        Ok(())
     }
 
     fn finding(&mut self, path: &[u8], finding: &Finding) -> Result<()> {

@@ -50,6 +50,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     }
     let locator = Locator::parse(command.locator.as_deref().unwrap_or_default());
     let case = global.open_at(&locator, out)?;
+    global.compare(&case);
     let (found, bytes) = locator::open(&case, &locator)?;
     let len = bytes.len();
     let start = command.offset;

@@ -44,6 +44,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         return background(point, out);
     }
     let case = global.open(images, true, out)?;
+    global.compare(&case);
     let gaps = match (command.exact_gaps, command.fill) {
         (true, _) => Gaps::Exact,
         (_, true) => Gaps::Fill,

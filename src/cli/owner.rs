@@ -48,6 +48,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     if inside.is_empty() && !asked.is_empty() {
         bail!("{}: all of it is behind its end at {:#x}", command.image.display(), source.len);
     }
+    global.compare(&case);
     let progress = global.progress();
     let mut sums = Sums::new(&case);
     owner::find(&case, source, &inside, &progress, &mut |piece| show(piece, &mut sums, out))?;

@@ -54,6 +54,7 @@ enum What {
 
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let case = global.open(&command.images, true, out)?;
+    global.compare(&case);
     let machine = command.vm.as_deref().map(|name| machine(&case, name)).transpose()?;
     let all = command.what.contains(&What::All);
     let chosen = |what: What| all || command.what.contains(&what);

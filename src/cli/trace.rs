@@ -27,6 +27,7 @@ pub(super) struct Command {
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let locator = Locator::parse(&command.locator);
     let case = global.open_at(&locator, out)?;
+    global.compare(&case);
     let (found, bytes) = locator::open(&case, &locator)?;
     let len = bytes.len();
     if command.offset >= len {

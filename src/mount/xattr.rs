@@ -1,11 +1,11 @@
 //! Extended attributes: what is known of a node and has no other place in a file system.
 
 use vdrecover_formats::num::narrow;
-use vdrecover_formats::{Error, Kind, NodeId, Place, Tree, read, walk};
+use vdrecover_formats::{Error, Kind, Node, NodeId, Place, Tree, Trust, read, walk};
 
 /// Live, or how the node was found.
 const STATE: &[u8] = b"user.vdrecover.state";
-/// How far to believe the facts of the node.
+/// How far to believe the facts of the node, and its content as far as its map is looked at.
 const TRUST: &[u8] = b"user.vdrecover.trust";
 /// How many bytes the map says are lost, or `unknown` when the map is too long to look at.
 const MISSING: &[u8] = b"user.vdrecover.missing";
@@ -23,7 +23,7 @@ pub(super) fn get(tree: &dyn Tree, id: NodeId, name: &[u8]) -> Result<Option<Vec
     let node = tree.node(id)?;
     match name {
         STATE => return Ok(Some(node.state.word().into())),
-        TRUST => return Ok(Some(node.trust.word().into())),
+        TRUST => return Ok(Some(trust(tree, id, &node).word().into())),
         MISSING if has_bytes(node.kind) => return Ok(Some(missing(tree, id, node.len)?.into_bytes())),
         _ => {}
     }
@@ -67,6 +67,13 @@ fn guest(tree: &dyn Tree, id: NodeId) -> Vec<(Vec<u8>, NodeId)> {
     let ours = |name: &[u8]| matches!(name, STATE | TRUST | MISSING);
     let plain = |name: &[u8]| name.starts_with(b"user.") && name.len() <= 255 && !name.contains(&0) && !ours(name);
     attrs.filter(|entry| plain(&entry.name)).map(|entry| (entry.name, entry.id)).collect()
+}
+
+/// The least trusted of the node and its runs.
+fn trust(tree: &dyn Tree, id: NodeId, node: &Node) -> Trust {
+    let bytes = has_bytes(node.kind).then(|| tree.open(id).ok()).flatten();
+    let runs = bytes.iter().flat_map(|bytes| walk(&**bytes, 0..bytes.len()).take(RUNS).map(|run| run.trust));
+    runs.fold(node.trust, Trust::max)
 }
 
 fn missing(tree: &dyn Tree, id: NodeId, len: u64) -> Result<String, Error> {

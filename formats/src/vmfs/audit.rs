@@ -12,7 +12,7 @@ use super::tree::Datastore;
 use super::volume::Volume;
 use crate::error::Error;
 use crate::layer::{Layer, Place, Trust, Why};
-use crate::note::{Finding, Note, Part, Sink, Use};
+use crate::note::{Concern, Finding, Note, Part, Sink, Use};
 use crate::num::{narrow, wide};
 use crate::tree::{Kind, NodeId, State};
 use std::ops::{ControlFlow, Range};
@@ -80,6 +80,21 @@ impl Datastore {
         Note::Finding(Finding::new(code, start..start.saturating_add(len), Trust::Doubtful, text))
     }
 
+    /// A finding about a node.
+    fn about(
+        &self,
+        fd: &Descriptor,
+        concern: fn(NodeId) -> Concern,
+        code: &'static str,
+        range: Range<u64>,
+        text: String,
+    ) -> Note<'static> {
+        match self.finding(code, range, text) {
+            Note::Finding(finding) => Note::Finding(finding.about(concern(NodeId(fd.address.0.into())))),
+            other => other,
+        }
+    }
+
     fn whole(&self, fd: &Descriptor) -> Range<u64> {
         fd.at..fd.at.saturating_add(self.volume.space.header.descriptor_size())
     }
@@ -95,7 +110,21 @@ impl Datastore {
                 sink(Note::Claim { layer: &*device.bytes, range: range.clone(), of: Use::Metadata })?;
             }
         }
+        let header = &self.volume.space.header;
+        // `.vh.sf` is the start of the volume, up to `.fdc.sf`, with the header and the heartbeats, whatever its own
+        // descriptor says.
+        let head = Use::Node { id: NodeId(FdAddress::VH.0.into()), part: Part::System };
+        let end = header.fdc_at().min(self.volume.lv().len());
+        sink(Note::Claim { layer: self.volume.lv(), range: 0..end, of: head })?;
         let Volume { pools, fdc, fbb, jbc, .. } = &self.volume;
+        // A journal of VMFS5 is a file block that only its heartbeat points to.
+        for beat in self.volume.heartbeats.in_use().filter(|beat| !header.is_six() && beat.journal_at != 0) {
+            let end = beat.journal_at.saturating_add(1_u64.checked_shl(header.file_shift).unwrap_or(0));
+            let end = end.min(self.volume.lv().len());
+            if beat.journal_at < end {
+                sink(Note::Claim { layer: self.volume.lv(), range: beat.journal_at..end, of: Use::Journal })?;
+            }
+        }
         for resource in [&pools.pb2, &pools.pbc, &pools.sbc, fdc, jbc].into_iter().flatten() {
             self.claim_frame(resource, sink)?;
         }
@@ -178,7 +207,8 @@ impl Datastore {
                             let text = format!("{name:?} in folder {address}: {text}");
                             let at = self.volume.locate(dirent.address).unwrap_or_default();
                             let at = self.volume.space.physical(at);
-                            tell(Finding::new("VMFS-DIR-LINK", at..at, Trust::Doubtful, text))
+                            let node = Concern::Whole(NodeId(dirent.address.0.into()));
+                            tell(Finding::new("VMFS-DIR-LINK", at..at, Trust::Doubtful, text).about(node))
                         })
                     }
                 };
@@ -319,7 +349,8 @@ impl Datastore {
         };
         let start = self.volume.space.physical(fd.at);
         let len = self.volume.space.header.descriptor_size();
-        Some(Finding::new(code, start..start.saturating_add(len), fd.trust, text))
+        let node = Concern::Part(NodeId(fd.address.0.into()));
+        Some(Finding::new(code, start..start.saturating_add(len), fd.trust, text).about(node))
     }
 
     /// Claims all that a live descriptor has, and checks it.
@@ -340,15 +371,16 @@ impl Datastore {
         flow?;
         if survey.endless {
             let text = format!("{} has more pointers than the volume has blocks", fd.address);
-            return sink(self.finding("VMFS-FD-POINTERS", self.whole(fd), text));
+            return sink(self.about(fd, Concern::Whole, "VMFS-FD-POINTERS", self.whole(fd), text));
         }
         let balances = survey.blocks == fd.blocks || survey.unknown && survey.blocks < fd.blocks;
         if !survey.large && !balances {
             let text = format!("{} counts {} blocks and points to {}", fd.address, fd.blocks, survey.blocks);
-            sink(self.finding("VMFS-FD-BLOCKS", self.whole(fd), text))?;
+            sink(self.about(fd, Concern::Whole, "VMFS-FD-BLOCKS", self.whole(fd), text))?;
         }
         // Resource files were claimed in part 0, as far as they are nobody else's.
-        let resources = [FdAddress::FBB, FdAddress::FDC, FdAddress::PBC, FdAddress::SBC, FdAddress::JBC];
+        let resources =
+            [FdAddress::FBB, FdAddress::FDC, FdAddress::PBC, FdAddress::SBC, FdAddress::VH, FdAddress::JBC];
         let is_resource = fd.kind == Type::System
             && (resources.contains(&fd.address) || self.volume.space.header.pb2() == Some(fd.address));
         if is_resource || fd.shape == Shape::Elsewhere {
@@ -366,14 +398,15 @@ impl Datastore {
         let lv = self.volume.lv();
         let mut at: u64 = 0;
         let mut count: u64 = 0;
+        let mut free: Option<(u64, u64, Range<u64>)> = None;
         while at < file.len() {
             let run = file.run(at, file.len().saturating_sub(at));
             match run.place {
                 Place::Below { offset, .. } => {
                     let range = offset..offset.saturating_add(run.len);
-                    if let Some(block) = self.first_free(range.clone()) {
-                        let text = format!("{} uses block {block}, which the bitmap has as free", fd.address);
-                        sink(self.finding("VMFS-BLOCK-FREE", range.clone(), text))?;
+                    if let Some((more, first)) = self.witness.free_blocks(range.clone()) {
+                        let (blocks, _, _) = free.get_or_insert((0, first, range.clone()));
+                        *blocks = blocks.saturating_add(more);
                     }
                     sink(Note::Claim { layer: lv, range, of })?;
                 }
@@ -381,43 +414,30 @@ impl Datastore {
                     count = count.saturating_add(1);
                     if count <= LOST {
                         let text = format!("{}: {:#x} bytes at {at:#x} have no usable pointer", fd.address, run.len);
-                        sink(self.finding("VMFS-POINTER", loss.at..loss.at.saturating_add(8), text))?;
+                        let range = loss.at..loss.at.saturating_add(8);
+                        sink(self.about(fd, Concern::Part, "VMFS-POINTER", range, text))?;
                     }
                 }
                 _ => {}
             }
             at = at.saturating_add(run.len.max(1));
         }
+        if let Some((blocks, first, range)) = free {
+            let text = format!(
+                "{} uses {blocks} blocks that the bitmap has as free, the first is block {first}: what is in them may \
+                 be another file's",
+                fd.address
+            );
+            sink(self.about(fd, Concern::Part, "VMFS-BLOCK-FREE", range, text))?;
+        }
         if count > LOST {
             let text = format!("{}: {count} ranges have no usable pointer", fd.address);
-            sink(self.finding("VMFS-POINTER", self.whole(fd), text))?;
+            sink(self.about(fd, Concern::Part, "VMFS-POINTER", self.whole(fd), text))?;
         }
         ControlFlow::Continue(())
     }
 
     // Bitmaps of blocks
-
-    /// The first block of a range of the volume that its bitmap has as free.
-    fn first_free(&self, range: Range<u64>) -> Option<u64> {
-        let blocks = self.volume.blocks()?;
-        let shift = self.volume.space.header.file_shift;
-        let last = range.end.saturating_sub(1).checked_shr(shift)?;
-        let mut block = range.start.checked_shr(shift)?;
-        while block <= last {
-            let cluster = block.checked_div(blocks.per_cluster)?;
-            let end = cluster.saturating_add(1).saturating_mul(blocks.per_cluster).min(last.saturating_add(1));
-            if let Ok(state) = blocks.cluster(&self.volume.space, cluster) {
-                let within = narrow(block.checked_rem(blocks.per_cluster)?);
-                let count = narrow(end.saturating_sub(block));
-                let free = state.free.iter().skip(within).take(count).position(|free| *free);
-                if let Some(free) = free {
-                    return Some(block.saturating_add(wide(free)));
-                }
-            }
-            block = end;
-        }
-        None
-    }
 
     fn audit_free(&self, chunk: u64, sink: Sink<'_>) -> ControlFlow<()> {
         let Some(blocks) = self.volume.blocks() else { return ControlFlow::Continue(()) };

@@ -10,11 +10,14 @@
 //! An array of nothing but zeros is a hole only if the descriptor counts no more blocks than all pointers of the file
 //! lead to; otherwise it was wiped, and what it mapped is lost. Zeros among other pointers can't be told from holes: if
 //! the file misses pointers, or has more than its descriptor counts, each of its holes is Doubtful.
+//!
+//! A live file's block that its bitmap has as free, or that another file has too, is read as it stands, and Doubtful.
 
 use super::address::{Address, Block as FileBlock, Spot};
 use super::descriptor::{Descriptor, Shape};
 use super::heir::Heir;
 use super::volume::{Pools, Space};
+use super::witness::Witness;
 use crate::adapt::below;
 use crate::layer::{Layer, Place, Run, Trust, Why};
 use crate::memo::Block;
@@ -23,6 +26,7 @@ use byteorder::{ByteOrder, LittleEndian};
 use std::cmp::Ordering;
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 /// A file of a volume, as a layer.
@@ -36,6 +40,10 @@ pub struct File {
     heir: Option<Arc<Heir>>,
     /// What is in use may be this file's own, or somebody else's by now.
     rival: bool,
+    /// What the rest of the volume says, of a file that is alive.
+    witness: Option<Arc<Witness>>,
+    /// For each level the pointer block that was asked about last and is this file's own.
+    own_tables: Arc<[AtomicU64; 2]>,
     /// Whether the descriptor counts as many blocks as the pointers lead to.
     balance: OnceLock<Ordering>,
 }
@@ -101,7 +109,17 @@ impl File {
         let bytes = std::mem::take(&mut descriptor.pointers);
         let top =
             Table { at: descriptor.pointers_at, block: Arc::new(Block { bytes, fault: None, trust: Trust::Sound }) };
-        Self { space, pools, descriptor, top, heir: None, rival: false, balance: OnceLock::new() }
+        Self {
+            space,
+            pools,
+            descriptor,
+            top,
+            heir: None,
+            rival: false,
+            witness: None,
+            own_tables: Arc::default(),
+            balance: OnceLock::new(),
+        }
     }
 
     /// The descriptor, without its pointers.
@@ -150,6 +168,13 @@ impl File {
         self.trusted(Trust::Inferred)
     }
 
+    /// The content of a file that is alive: what the rest of the volume contradicts is doubtful.
+    #[must_use]
+    pub(super) fn witnessed(mut self, witness: Arc<Witness>) -> Self {
+        self.witness = Some(witness);
+        self
+    }
+
     /// The content of a file that is not alive: what the bitmaps of the live volume have as used by now is lost as
     /// overwritten, the rest is what was left there.
     #[must_use]
@@ -191,7 +216,8 @@ impl File {
                 let slot = Slot { table: &table, index, pointer_at, trust, shift };
                 return self.data(raw, at, want.min(rest), want, &slot);
             };
-            let found = self.pools.table(self.space.header.width.decode(raw));
+            let address = self.space.header.width.decode(raw);
+            let found = self.pools.table(address);
             let Some((position, block)) = found.and_then(|(pool, offset)| self.space.table(pool, offset)) else {
                 return Run { trust, ..Run::lost(rest.min(want), Why::Unmapped, pointer_at) };
             };
@@ -204,10 +230,32 @@ impl File {
             if let (Some(bitmap), false) = (taken, self.rival) {
                 return Run { trust, ..Run::lost(rest.min(want), Why::Overwritten, bitmap) };
             }
+            trust = trust.max(self.own_table(level, raw, address));
             trust = trust.max(block.trust).max(if taken.is_some() { Trust::Doubtful } else { Trust::Sound });
             table = Table { at: position, block };
             level = below;
         }
+    }
+
+    /// How far to believe that a pointer block is this file's. Most runs follow one that led through the same.
+    fn own_table(&self, level: u32, raw: u64, address: Address) -> Trust {
+        let Some(witness) = &self.witness else { return Trust::Sound };
+        let known = self.own_tables.get(narrow(u64::from(level.saturating_sub(1))));
+        if known.is_some_and(|known| known.load(Relaxed) == raw) {
+            return Trust::Sound;
+        }
+        let trust = witness.resource(address, self.descriptor.address);
+        if let Some(known) = known.filter(|_| trust == Trust::Sound) {
+            known.store(raw, Relaxed);
+        }
+        trust
+    }
+
+    /// A run of a live file, as far as the rest of the volume says the same of all of it.
+    fn witnessed_run<'a>(&self, run: Run<'a>) -> Run<'a> {
+        let (Some(witness), Place::Below { offset, .. }) = (&self.witness, run.place) else { return run };
+        let (trust, len) = witness.bytes(offset, run.len);
+        Run { len, trust: run.trust.max(trust), ..run }
     }
 
     /// What is left of a run of a file that is not alive: what somebody else has now is overwritten.
@@ -255,14 +303,18 @@ impl File {
         let into = rem(at, slot.shift);
         let start = at.saturating_sub(into);
         let header = &self.space.header;
-        if let Address::Sub(spot) = header.width.decode(raw) {
+        let address = header.width.decode(raw);
+        if let Address::Sub(spot) = address {
             let pool = self.pools.sbc.as_ref();
             let found = pool.and_then(|pool| Some((pool, pool.body(spot)?))).filter(|(pool, _)| into < pool.size);
             let Some((pool, body)) = found else {
                 return Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) };
             };
             let run = pool.run(body.saturating_add(into), want.min(pool.size.saturating_sub(into)));
-            return Run { trust: run.trust.max(slot.trust), ..run };
+            let own = self.witness.as_ref().map_or(Trust::Sound, |witness| {
+                witness.resource(address, self.descriptor.address)
+            });
+            return Run { trust: run.trust.max(slot.trust).max(own), ..run };
         }
         match self.target(raw, start, slot.shift) {
             Target::Volume { at: target, len, trust } if into < len => {
@@ -414,8 +466,8 @@ impl Layer for File {
 
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let fd = &self.descriptor;
-        match fd.shape {
-            Shape::Mapped { levels, shift } => self.left(self.mapped(at, want, levels, shift)),
+        let run = match fd.shape {
+            Shape::Mapped { levels, shift } => self.witnessed_run(self.left(self.mapped(at, want, levels, shift))),
             Shape::Elsewhere => Run::lost(want, Why::Absent, fd.content_at),
             Shape::Resident => {
                 let offset = fd.content_at.saturating_add(at);
@@ -425,6 +477,8 @@ impl Layer for File {
                 };
                 Run { trust: fd.trust, ..run }
             }
-        }
+        };
+        let doubted = self.witness.as_ref().is_some_and(|witness| witness.doubts(fd.address));
+        if doubted { Run { trust: Trust::Doubtful, ..run } } else { run }
     }
 }

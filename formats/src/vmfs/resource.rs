@@ -320,6 +320,18 @@ impl Resource {
         (spot.resource < self.in_cluster(spot.cluster)).then(|| (self.bit(&bitmap, spot.resource), bitmap.at))
     }
 
+    /// Whether a resource is free, and how many of `most` from it on are as it is, within its cluster. `None` if
+    /// nothing says.
+    #[must_use]
+    pub fn alike(&self, space: &Space, spot: Spot, most: u64) -> Option<(bool, u64)> {
+        let bitmap = self.bitmap(space, spot.cluster).ok()?;
+        let left = self.in_cluster(spot.cluster).checked_sub(spot.resource).filter(|left| *left > 0)?;
+        let end = spot.resource.saturating_add(left.min(most));
+        let free = self.bit(&bitmap, spot.resource);
+        let same = (spot.resource..end).take_while(|resource| self.bit(&bitmap, *resource) == free).count();
+        Some((free, wide(same)))
+    }
+
     /// Where the header lies that has a large file block in use and not split into small ones. `None` otherwise.
     #[must_use]
     pub fn in_use_whole(&self, space: &Space, spot: Spot) -> Option<u64> {

@@ -9,11 +9,12 @@ use super::former::{self, Former};
 use super::heir::Heir;
 use super::journal::Image;
 use super::volume::Volume;
+use super::witness::Witness;
 use crate::error::Error;
 use crate::layer::{Bytes, Trust};
 use crate::note::{Finding, Sink};
 use crate::num::narrow;
-use crate::tree::{Entry, Finder, Kind, Lister, Node, NodeId, Search, State, Tree};
+use crate::tree::{Doubts, Entry, Finder, Kind, Lister, Node, NodeId, Search, State, Tree};
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
@@ -25,6 +26,8 @@ pub struct Datastore {
     pub(super) volume: Volume,
     /// What was seen when the volume was put together; [`Tree::audit`] tells it.
     pub(super) findings: Vec<Finding>,
+    /// What the volume says of the blocks of live files.
+    pub(super) witness: Arc<Witness>,
     /// Which descriptors folders list, made by the first audit that needs it.
     pub(super) linked: OnceLock<super::audit::Linked>,
     /// What is left of pointer blocks, looked for by the first who asks for it; bounded there.
@@ -47,6 +50,7 @@ impl Datastore {
     pub fn new(volume: Volume, mut findings: Vec<Finding>) -> Self {
         findings.extend(volume.findings.iter().cloned());
         Self {
+            witness: Arc::new(Witness::new(&volume)),
             volume,
             findings,
             linked: OnceLock::new(),
@@ -128,11 +132,11 @@ impl Datastore {
         }
         let file = self.volume_at(id)?.file(found);
         Ok(match state {
-            State::Live => file,
+            State::Live => file.witnessed(Arc::clone(&self.witness)),
             // Nothing says that the blocks in use are still its own.
             State::Orphaned if self.is_given_up(file.descriptor().address) => file.rival(Arc::clone(self.heir())),
             // Only its bit is wrong, or only its name is gone.
-            State::Orphaned => file.trusted(Trust::Inferred),
+            State::Orphaned => file.witnessed(Arc::clone(&self.witness)).trusted(Trust::Inferred),
             _ => file.dead(Arc::clone(self.heir())),
         })
     }
@@ -233,6 +237,8 @@ impl Tree for Datastore {
         let mut trust = found.trust;
         if state != State::Live {
             trust = trust.max(Trust::Inferred);
+        } else if self.witness.doubts(found.address) {
+            trust = Trust::Doubtful;
         }
         Ok(Node {
             kind: found.node_kind(),
@@ -300,6 +306,10 @@ impl Tree for Datastore {
 
     fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
         self.audit_part(part, sink)
+    }
+
+    fn doubt(&self, doubts: Doubts) {
+        self.witness.take(doubts);
     }
 
     fn check(&self, sink: &mut dyn FnMut(Finding)) {

@@ -222,7 +222,12 @@ impl Context<'_> {
         };
         let shown = self.path(&job.path);
         let named = |finding: Finding| Finding { text: format!("{}: {}", shown.display(), finding.text), ..finding };
-        let findings = exported.findings.into_iter().map(named).collect();
+        let against = self.tree.contradicted(job.entry.id);
+        let told = against.iter().map(|why| Finding::new("EXPORT-DOUBT", 0..0, Trust::Doubtful, why.as_str()));
+        let findings = told.chain(exported.findings).map(named).collect();
+        if !against.is_empty() {
+            line.set("contradicted", against);
+        }
         Done { line: Some(line), tally, trust, findings, ..Done::default() }
     }
 

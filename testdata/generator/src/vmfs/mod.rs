@@ -369,6 +369,12 @@ impl Vmfs {
     #[must_use]
     pub fn finish(mut self) -> Vec<Device> {
         self.sync();
+        self.into_devices()
+    }
+
+    /// The devices as they stand: after `sync` and damage done with `write_lv`.
+    #[must_use]
+    pub fn into_devices(self) -> Vec<Device> {
         self.volume.into_devices()
     }
 
