@@ -16,17 +16,16 @@
 
 mod vmfs_support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::{env, fs};
 use vdrecover_formats::adapt::Window;
 use vdrecover_formats::vmfs::address::FdAddress;
 use vdrecover_formats::vmfs::volume::Volume;
-use vdrecover_formats::{Bytes, Content, Kind, Layer, Note, Place, Pool, Tree, Trust, read_vec, vmfs};
-use vmfs_support::{Sparse, datastore, find, image};
+use vdrecover_formats::{Bytes, Content, Layer, Place, Pool, Tree, Trust, read_vec, vmfs};
+use vmfs_support::{Seen, Sparse, datastore, find, image, is_told, look};
 
 /// Where the logical volume starts on the device.
 const LV: u64 = 0x110_0000;
@@ -54,59 +53,6 @@ struct Structure {
     /// Where it lies on the device, once for each example.
     at: Vec<u64>,
     fields: Vec<Field>,
-}
-
-/// What a reader sees of a file.
-#[derive(Clone, Debug, PartialEq)]
-struct Seen {
-    facts: String,
-    /// Bytes at some places; `None` is a gap.
-    bytes: Vec<Option<Vec<u8>>>,
-    trust: Trust,
-}
-
-/// Places that are compared: the first blocks of the small files, and the written places of the thin ones.
-const PLACES: [u64; 5] = [0, 1 << 20, 5 << 20, 42 << 30, 117 << 30];
-
-fn look(tree: &dyn Tree) -> BTreeMap<String, Seen> {
-    let mut seen = BTreeMap::new();
-    let mut open = vec![(String::new(), tree.root())];
-    let mut known = BTreeSet::from([tree.root()]);
-    while let Some((path, dir)) = open.pop() {
-        let _ = tree.list(dir, 0, &mut |entry| {
-            let Ok(entry) = entry else { return ControlFlow::Continue(()) };
-            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
-            let Ok(node) = tree.node(entry.id) else { return ControlFlow::Continue(()) };
-            let mut own = Seen { facts: format!("{:?} {node:?}", entry.kind), bytes: Vec::new(), trust: node.trust };
-            // What lies in the system files are the structures themselves.
-            let system = entry.name.starts_with(b".");
-            if let (false, Ok(layer)) = (system, tree.open(entry.id)) {
-                for at in PLACES.into_iter().filter(|at| *at < layer.len()) {
-                    let (bytes, read) = read_vec(&*layer, at, (layer.len() - at).min(4096) as usize);
-                    own.trust = own.trust.max(read.trust);
-                    own.bytes.push(read.is_whole().then_some(bytes));
-                }
-            }
-            if entry.kind == Kind::Dir && known.insert(entry.id) {
-                open.push((path.clone(), entry.id));
-            }
-            seen.insert(path, own);
-            if seen.len() < 2000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        });
-    }
-    seen
-}
-
-fn is_told(tree: &dyn Tree) -> bool {
-    let mut told = false;
-    for part in 0..tree.parts() {
-        let _ = tree.audit(part, &mut |note| {
-            told |= matches!(note, Note::Finding(_));
-            if told { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-    }
-    tree.check(&mut |finding| told |= finding.trust > Trust::Sound);
-    told
 }
 
 fn judge(image: &Sparse, right: &BTreeMap<String, Seen>) -> Outcome {

@@ -214,6 +214,11 @@ impl Datastore {
                 };
                 flow
             });
+            if flow.is_continue()
+                && let Some(finding) = folder.index()
+            {
+                flow = tell(finding);
+            }
             if flow.is_break() {
                 return Err(Cancelled);
             }
@@ -234,13 +239,13 @@ impl Datastore {
         if is_folder && !again {
             open.push(dirent.address);
         }
-        if fd.origin != Origin::Owners && fd.generation != dirent.generation {
+        let is_guess = matches!(fd.origin, Origin::Owners | Origin::Pointers);
+        if !is_guess && fd.generation != dirent.generation {
             return Some(format!(
                 "its generation is {}, that of {} is {}",
                 dirent.generation, fd.address, fd.generation
             ));
         }
-        let is_guess = fd.origin == Origin::Owners;
         if !is_guess && Type::of(dirent.kind) != Some(fd.kind) {
             return Some(format!("its type is {}, that of {} is {:?}", dirent.kind, fd.address, fd.kind));
         }
@@ -327,6 +332,19 @@ impl Datastore {
     fn rebuilt(&self, fd: &Descriptor) -> Option<Finding> {
         let (code, text) = match fd.origin {
             Origin::Disk => return None,
+            Origin::Unlocked => {
+                let text =
+                    format!("the lock sector of {} is lost; it is read by its metadata, which name it", fd.address);
+                ("VMFS-FD-LOCK", text)
+            }
+            Origin::Pointers => {
+                let text = format!(
+                    "the metadata of {} are lost; its bytes are where the pointers behind them lead, its length, {}, goes \
+                     to their end, and its times, owner and mode are not known",
+                    fd.address, fd.len
+                );
+                ("VMFS-FD-POINTERS", text)
+            }
             Origin::Journal { journal, at } => {
                 let text = format!(
                     "{} can't be read; it is read from the journal at {journal:#x}, at {at:#x} of it",

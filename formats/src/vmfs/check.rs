@@ -203,7 +203,8 @@ impl Datastore {
             let text = format!("{address} is locked, in mode {}, by host {}", lock.mode, super::uuid(lock.owner));
             teller.tell("VMFS-LOCK", fd.at, Trust::Sound, text);
         }
-        picture.unknown |= fd.origin == Origin::Owners;
+        let is_guess = matches!(fd.origin, Origin::Owners | Origin::Pointers);
+        picture.unknown |= is_guess;
         self.check_links(fd, picture, teller);
         let per_cluster = self.volume.blocks().map_or(1, |blocks| blocks.per_cluster).max(1);
         let last = space.lv.len() >> space.header.file_shift.min(63);
@@ -260,7 +261,7 @@ impl Datastore {
         };
         // What no folder lists, the audit tells; what is put together again has no count of its own.
         let is_listed = named.is_some() || address == FdAddress::ROOT;
-        if is_listed && u64::from(fd.links) != links && fd.origin != Origin::Owners {
+        if is_listed && u64::from(fd.links) != links && !matches!(fd.origin, Origin::Owners | Origin::Pointers) {
             let text = format!("{address} counts {} links, folders give it {links}", fd.links);
             teller.wrong("VMFS-FD-LINKS", fd.at, text);
         }

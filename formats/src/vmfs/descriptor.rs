@@ -21,7 +21,8 @@
 //! counted, and resident files and mappings have 0.
 //!
 //! The lock sector starts with the magic and the record's own position in the volume. Locks are ignored: they never
-//! limit reading.
+//! limit reading. All that a reader needs lies behind it, so that a lock sector that is lost costs nothing: metadata that
+//! name the address that is wanted stand for themselves.
 
 use super::address::FdAddress;
 use super::header::Header;
@@ -141,6 +142,11 @@ pub enum Origin {
     /// Its place.
     #[default]
     Disk,
+    /// Its place, where only the lock sector is lost or another record's.
+    Unlocked,
+    /// Its place, where the metadata are lost: the pointers behind them, the folder's entry and the tables of owners.
+    /// Length, times, owner and mode are not known.
+    Pointers,
     /// A journal, as its place is lost.
     Journal {
         /// Where the journal lies in the volume.
@@ -206,17 +212,34 @@ impl Descriptor {
         let (bytes, seen) = read_poisoned(lv, at, narrow(header.descriptor_size()));
         let metadata = at.saturating_add(header.md);
         let needed = [at..at.saturating_add(wide(RawLock::SIZE)), metadata..RawMetadata::end(metadata)];
-        for gap in &seen.gaps {
-            if needed.iter().any(|range| gap.range.start < range.end && range.start < gap.range.end) {
-                return Err(Error::Lost { what: RawMetadata::NAME, gap: gap.clone() });
-            }
+        let lost = |range: &std::ops::Range<u64>| {
+            let hit = seen.gaps.iter().find(|gap| gap.range.start < range.end && range.start < gap.range.end);
+            hit.map(|gap| Error::Lost { what: RawMetadata::NAME, gap: gap.clone() })
+        };
+        if let Some(error) = lost(&needed[1]) {
+            return Err(error);
         }
-        let found = Self::parse(header, at, &bytes, seen.trust)?;
+        let found = match Self::parse(header, at, &bytes, seen.trust) {
+            Ok(found) => found,
+            Err(error) => {
+                let error = lost(&needed[0]).unwrap_or(error);
+                return Self::unlocked(header, at, &bytes, seen.trust, address).ok_or(error);
+            }
+        };
         if found.address != address {
             let text = format!("it says that it is {} and should be {address}", found.address);
             return Err(Error::corrupt("VMFS descriptor: address", metadata, text));
         }
         Ok(found)
+    }
+
+    /// A descriptor whose lock sector is lost: its metadata must agree with the address that is wanted and with
+    /// themselves, because they don't say where they lie.
+    fn unlocked(header: &Header, at: u64, bytes: &[u8], trust: Trust, address: FdAddress) -> Option<Self> {
+        let found = Self::behind(header, at, bytes, trust).ok()?;
+        let agrees = found.address == address && found.trust <= trust.max(Trust::Inferred);
+        let trust = trust.max(Trust::Inferred);
+        agrees.then_some(Self { origin: Origin::Unlocked, trust, ..found })
     }
 
     /// Parses and checks the bytes of a descriptor that were read at `at`.
@@ -228,6 +251,11 @@ impl Descriptor {
         if lock.at != at {
             return Err(Error::corrupt("VMFS descriptor: position", at, format!("it says {:#x}", lock.at)));
         }
+        Self::behind(header, at, bytes, trust)
+    }
+
+    /// Parses and checks what lies behind the lock sector.
+    fn behind(header: &Header, at: u64, bytes: &[u8], trust: Trust) -> Result<Self, Error> {
         let metadata = at.saturating_add(header.md);
         let raw = RawMetadata::parse(bytes.get(narrow(header.md)..).unwrap_or_default(), metadata)?;
         if raw.address == 0 {
@@ -254,12 +282,7 @@ impl Descriptor {
             // No block lies wholly behind the end of a file on real images: the length or the count is wrong.
             trust = trust.max(Trust::Doubtful);
         }
-        let (pointers, content) = if header.is_six() {
-            let pointers = if header.md <= 4096 { 2560 } else { header.md >> 1 };
-            (header.md.saturating_mul(2).saturating_sub(pointers), header.md.saturating_add(METADATA))
-        } else {
-            (1024, 1024)
-        };
+        let (pointers, content) = Self::parts(header);
         Ok(Self {
             at,
             address,
@@ -283,6 +306,16 @@ impl Descriptor {
             origin: Origin::Disk,
             trust,
         })
+    }
+
+    /// Where in a descriptor its pointers lie, which go up to its end, and where content does.
+    pub(super) fn parts(header: &Header) -> (u64, u64) {
+        if header.is_six() {
+            let pointers = if header.md <= 4096 { 2560 } else { header.md >> 1 };
+            (header.md.saturating_mul(2).saturating_sub(pointers), header.md.saturating_add(METADATA))
+        } else {
+            (1024, 1024)
+        }
     }
 
     fn shape(header: &Header, raw: &RawMetadata, kind: Type, trust: &mut Trust) -> Option<Shape> {

@@ -69,6 +69,9 @@ const LINKS: u64 = 12;
 const MAX_GROUPS: usize = 4096;
 /// Marks a position in blocks that the map does not have.
 const HIDDEN: u64 = 1 << 40;
+/// What the cache has of a folder beside its header, above the address of its descriptor.
+const ASTRAY: u64 = 1 << 32;
+const MENDED: u64 = 2 << 32;
 
 const ENTRIES: u16 = 1;
 const MAP: u16 = 3;
@@ -163,9 +166,12 @@ impl Folder {
             return None;
         }
         if self.space.header.is_six() {
-            // Where the table contradicts itself or can't be read, the entries may still be there.
-            if let Ok(found) = self.find_by_hash(name) {
-                return found;
+            // Where the table contradicts itself or can't be read, or does not have all names, the entries may still be
+            // there.
+            match self.find_by_hash(name) {
+                Ok(Some(found)) => return Some(found),
+                Ok(None) if !self.is_astray(name) => return None,
+                Ok(None) | Err(Damaged) => {}
             }
         }
         let mut found = None;
@@ -177,6 +183,115 @@ impl Folder {
             _ => ControlFlow::Continue(()),
         });
         found
+    }
+
+    /// Says so if names of a VMFS6 folder are not found through its hash table.
+    pub fn index(&self) -> Option<Finding> {
+        if !self.space.header.is_six() {
+            return None;
+        }
+        let astray = self.astray();
+        let count = LittleEndian::read_u64(astray.bytes.get(..8)?);
+        let text = format!("{count} of its names are not found through its hash table, but among its entries");
+        (count > 0).then(|| self.finding("VMFS-DIR-HASH", TABLE_AT, hash::SLOTS.saturating_mul(4), &text))
+    }
+
+    /// Whether a name may be there though the hash table does not lead to it.
+    fn is_astray(&self, name: &[u8]) -> bool {
+        let slot = hash::slot(self.address, name);
+        let at = narrow(slot >> 3).saturating_add(8);
+        self.astray().bytes.get(at).is_none_or(|byte| byte >> (slot & 7) & 1 == 1)
+    }
+
+    /// How many entries their slots of the hash table do not lead to, and a bit for each such slot; from the cache.
+    fn astray(&self) -> Arc<Block> {
+        /// Groups of links that are read for this; what lies behind further ones is taken for astray.
+        const GROUPS: u64 = 1 << 20;
+        let key = ASTRAY | u64::from(self.address.0);
+        self.space.folders.get(key, || {
+            let mut bits = vec![0_u8; narrow(hash::SLOTS >> 3).saturating_add(1)];
+            let (mut count, mut left) = (0_u64, GROUPS);
+            self.list(0, &mut |entry| {
+                let Ok(entry) = entry else { return ControlFlow::Continue(()) };
+                let chained = self.slot_of(&entry.name).is_some_and(|location| location.kind() == 2);
+                left = left.saturating_sub(u64::from(chained));
+                let found = if left > 0 { self.find_by_hash(&entry.name).ok().flatten() } else { None };
+                if found.is_none_or(|found| found.at != entry.at) {
+                    count = count.saturating_add(1);
+                    let slot = hash::slot(self.address, &entry.name);
+                    if let Some(byte) = bits.get_mut(narrow(slot >> 3)) {
+                        *byte |= 1 << (slot & 7);
+                    }
+                }
+                ControlFlow::Continue(())
+            });
+            let mut bytes = count.to_le_bytes().to_vec();
+            bytes.append(&mut bits);
+            Block { bytes, fault: None, trust: Trust::Sound }
+        })
+    }
+
+    /// What the hash table has for a name.
+    fn slot_of(&self, name: &[u8]) -> Option<Location> {
+        let at = narrow(TABLE_AT.saturating_add(hash::slot(self.address, name).saturating_mul(4)));
+        let head = self.head();
+        Some(Location(LittleEndian::read_u32(head.good().get(at..at.checked_add(4)?)?)))
+    }
+
+    /// The name of an entry that does not agree with its hash, if one damaged byte is all that keeps it from that. Only
+    /// few are tried in a folder.
+    fn mended(&self, at: u64) -> Option<Vec<u8>> {
+        /// Entries of a folder that are tried.
+        const TRIES: usize = 16;
+        let key = MENDED | u64::from(self.address.0);
+        let all = self.space.folders.get(key, || {
+            let mut bytes = Vec::new();
+            let mut tries = 0;
+            for block in 0..self.blocks() {
+                let start = self.block_at(block);
+                if tries >= TRIES || !matches!(self.file.run(start, 1).place, Place::Below { .. }) {
+                    continue;
+                }
+                let (raw, seen) = read_vec(&self.file, start, narrow(self.space.header.md));
+                let Some(header) = BlockHeader::new(&raw, self.slots()).filter(|_| seen.is_whole()) else { continue };
+                for slot in (0..self.slots()).filter(|slot| header.is_used(*slot)) {
+                    let Some((entry, false)) = self.entry(&raw, start, slot, 0) else { continue };
+                    tries = tries.saturating_add(1);
+                    let Some(name) = self.mend(&raw, &entry, start).filter(|_| tries <= TRIES) else { continue };
+                    bytes.extend(entry.at.to_le_bytes());
+                    bytes.extend(u8::try_from(name.len()).unwrap_or(0).to_le_bytes());
+                    bytes.extend(name);
+                }
+            }
+            Block { bytes, fault: None, trust: Trust::Sound }
+        });
+        let mut rest = all.bytes.as_slice();
+        while let Some((head, behind)) = rest.split_at_checked(9) {
+            let (name, next) = behind.split_at_checked(usize::from(*head.get(8)?))?;
+            if LittleEndian::read_u64(head) == at {
+                return Some(name.to_vec());
+            }
+            rest = next;
+        }
+        None
+    }
+
+    fn mend(&self, block: &[u8], entry: &Dirent, block_at: u64) -> Option<Vec<u8>> {
+        let start = narrow(entry.at.checked_sub(block_at)?);
+        let raw = block.get(start..start.checked_add(narrow(ENTRY6))?)?;
+        let own = LittleEndian::read_u64(raw.get(0x10..0x18)?) == entry.at;
+        // The table leads here by the name as it is: it is the hash that is damaged.
+        let here = |name: &[u8]| {
+            self.slot_of(name).is_some_and(|location| {
+                let (block, slot) = (self.block_at(location.block()), location.slot());
+                let place = block.saturating_add(BLOCK_HEADER).saturating_add(slot.saturating_mul(ENTRY6));
+                location.kind() == 1 && place == entry.at
+            })
+        };
+        if !own || here(&entry.name) {
+            return None;
+        }
+        hash::mend(self.address, raw.get(0x18..0x118)?, LittleEndian::read_u32(raw.get(0x0C..0x10)?))
     }
 
     fn finding(&self, code: &'static str, at: u64, len: u64, text: &str) -> Finding {
@@ -449,8 +564,19 @@ impl Folder {
                 Some((entry, true)) => taker(Ok(entry))?,
                 // It contradicts itself: shown where the map and the block say that it is there.
                 Some((entry, false)) if expected && header.is_some() => {
-                    let text = "an entry does not agree with its place or its hash";
-                    taker(Err(self.finding("VMFS-DIR-ENTRY", offset, ENTRY6, text)))?;
+                    let shown = entry.name.escape_ascii();
+                    if let Some(name) = self.mended(entry.at) {
+                        let text = format!(
+                            "the name of an entry, {shown}, does not agree with its hash; one byte of it is changed to what the \
+                             hash is of: {}",
+                            name.escape_ascii()
+                        );
+                        taker(Err(self.finding("VMFS-DIR-ENTRY", offset, ENTRY6, &text)))?;
+                        taker(Ok(Dirent { name, ..entry }))?;
+                        continue;
+                    }
+                    let text = format!("an entry, {shown}, does not agree with its place or its hash");
+                    taker(Err(self.finding("VMFS-DIR-ENTRY", offset, ENTRY6, &text)))?;
                     taker(Ok(entry))?;
                 }
                 None if expected && header.is_some() => {
@@ -670,6 +796,24 @@ impl Map {
 /// Whether these are the first bytes of a folder of VMFS6.
 pub(super) fn is_head(bytes: &[u8]) -> bool {
     bytes.first_chunk::<4>().is_some_and(|raw| [VERSION, VERSION_DEBUG].contains(&u32::from_le_bytes(*raw)))
+}
+
+/// Whether these are the first bytes of a folder of VMFS5, which are itself and its parent.
+pub(super) fn is_flat(bytes: &[u8]) -> bool {
+    let mut entries = bytes.chunks_exact(narrow(ENTRY5)).map(|entry| until_zero(entry.get(12..).unwrap_or_default()));
+    entries.next() == Some(b".") && entries.next() == Some(b"..")
+}
+
+/// How long a folder of VMFS5 is by its entries: up to the first that none ever was.
+pub(super) fn flat_len(file: &File) -> u64 {
+    let most = file.len().min(file.volume_len()).checked_div(ENTRY5).unwrap_or(0);
+    for index in 0..most {
+        let (entry, seen) = read_vec(file, index.saturating_mul(ENTRY5), narrow(ENTRY5));
+        if seen.is_whole() && entry.iter().all(|byte| *byte == 0) {
+            return index.saturating_mul(ENTRY5);
+        }
+    }
+    most.saturating_mul(ENTRY5)
 }
 
 /// Where in its folder these blocks lie, by the first entry that says where it lies itself.

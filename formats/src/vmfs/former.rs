@@ -50,7 +50,7 @@ fn open(live: &Volume, geometry: Geometry) -> Option<Former> {
     let (space, memo) = (&live.space, live.space.tables.share());
     let volume = |geometry| Volume::with(Header::assumed(geometry), &space.lv, space.logical.clone(), &memo);
     let mut found = volume(&geometry);
-    if let Some(geometry) = geometry.with_subs_of(&found) {
+    if let Some(geometry) = geometry.with_subs_of(&found.pools) {
         found = volume(&geometry);
     }
     // Without it no descriptor can be found.

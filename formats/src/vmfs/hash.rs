@@ -48,6 +48,38 @@ pub fn slot(folder: FdAddress, name: &[u8]) -> u64 {
     }
 }
 
+/// The name that has this hash, if it lies in `field` with one byte of it damaged. The field is the name and zeros behind
+/// it. `None` also where several would do.
+#[must_use]
+pub fn mend(folder: FdAddress, field: &[u8], low: u32) -> Option<Vec<u8>> {
+    /// `ESXi` gives no longer names.
+    const LONGEST: usize = 127;
+    let end = field.iter().rposition(|byte| *byte != 0)?.saturating_add(2).min(LONGEST);
+    let mut changed: Vec<u8> = field.to_vec();
+    let mut found: Option<Vec<u8>> = None;
+    for at in 0..end {
+        let Some(old) = field.get(at).copied() else { break };
+        for byte in (0..=u8::MAX).filter(|byte| *byte != old) {
+            if let Some(place) = changed.get_mut(at) {
+                *place = byte;
+            }
+            let len = changed.iter().position(|byte| *byte == 0).unwrap_or(changed.len());
+            let (name, rest) = changed.split_at(len);
+            let fits = !name.is_empty() && rest.iter().all(|byte| *byte == 0);
+            if fits && hash(folder, name) & u64::from(u32::MAX) == u64::from(low) {
+                if found.is_some() {
+                    return None;
+                }
+                found = Some(name.to_vec());
+            }
+        }
+        if let Some(place) = changed.get_mut(at) {
+            *place = old;
+        }
+    }
+    found
+}
+
 pub(super) fn lookup8(name: &[u8]) -> u64 {
     let mut key = [0; KEY];
     for (to, from) in key.iter_mut().zip(name) {

@@ -23,7 +23,7 @@
 //! ([`Header::fixed`]), so that the resource files can be opened before any of them is.
 
 use super::address::{FdAddress, Spot, Width};
-use super::volume::Volume;
+use super::volume::Pools;
 use crate::error::Error;
 use crate::layer::Layer;
 use crate::num::round_up;
@@ -184,8 +184,8 @@ impl Geometry {
     }
 
     /// The same with the sub-blocks that the header of `.sbc.sf` says. `None` where it can't be had.
-    pub(super) fn with_subs_of(self, volume: &Volume) -> Option<Self> {
-        let sbc = volume.pools.sbc.as_ref()?;
+    pub(super) fn with_subs_of(self, pools: &Pools) -> Option<Self> {
+        let sbc = pools.sbc.as_ref()?;
         let fits = sbc.size.is_power_of_two() && (1 << 10..=1 << 20).contains(&sbc.size);
         let dense = self.six || sbc.per_cluster > 16;
         fits.then_some(Self { sub_shift: sbc.size.trailing_zeros(), dense, ..self })
@@ -208,6 +208,11 @@ impl Header {
         if !is_magic(raw.magic) {
             return Err(Error::corrupt("VMFS header: magic", HEADER_AT, format!("{:#010x}", raw.magic)));
         }
+        Self::of(&raw)
+    }
+
+    /// Checks a header, whatever its magic is.
+    pub(super) fn of(raw: &RawHeader) -> Result<Self, Error> {
         let bad = |what, offset: u64, found: String| Err(Error::corrupt(what, HEADER_AT.saturating_add(offset), found));
         let six = raw.major_version >= VMFS6;
         let file = raw.file_block_size;
@@ -310,10 +315,82 @@ impl Header {
 
     /// Whether both have things in the same places.
     pub(super) fn is_alike(&self, other: &Self) -> bool {
-        let of = |header: &Self| {
-            (header.width, header.file_shift, header.sub_shift, header.md, header.fdc_offset, header.fdc_clusters)
+        self.geometry() == other.geometry()
+    }
+
+    /// The same, with things where another header has them.
+    pub(super) fn shaped(&self, like: &Self) -> Self {
+        let mut header = like.clone();
+        header.called(self.name());
+        if self.is_six() == like.is_six() {
+            (header.major, header.minor) = (self.major, self.minor);
+            (header.config, header.unmap_priority) = (self.config, self.unmap_priority);
+        }
+        if self.created <= like.created || like.created == 0 {
+            header.created = self.created;
+        }
+        header
+    }
+
+    /// The fields in which another header, that is believed, has things in other places: name and offset of each, what
+    /// it is here and what it is there.
+    pub(super) fn differences(&self, believed: &Self) -> Vec<(&'static str, u64, u64, u64)> {
+        let size = |shift: u32| 1_u64.checked_shl(shift).unwrap_or(0);
+        let fields = |header: &Self| {
+            let narrow = !header.is_six();
+            let old = |value: u64| if narrow { value } else { 0 };
+            [
+                ("layout by the major version", 0x4, if narrow { 5 } else { 6 }),
+                ("dense sub-blocks by the flags", 0x19, u64::from(header.is_dense())),
+                ("file block size", 0xA1, size(header.file_shift)),
+                ("offset of group 0 of .fdc.sf", 0xD1, header.fdc_offset),
+                ("clusters in a group of .fdc.sf", 0xD5, header.fdc_clusters),
+                ("sub-block size", 0xD9, size(header.sub_shift)),
+                ("place of .pb2.sf", 0xE1, old(header.pb2.0)),
+                ("descriptor of .pb2.sf", 0xE9, old(header.pb2.1.0.into())),
+                ("place of .sdd.sf", 0x105, old(header.sdd.0)),
+                ("descriptor of .sdd.sf", 0x10D, old(header.sdd.1.0.into())),
+                ("metadata alignment", 0x134, header.md),
+                ("large file block size", 0x138, if narrow { 0 } else { size(header.large_shift) }),
+                ("creation", 0xA9, u64::from(header.created)),
+            ]
         };
-        of(self) == of(other)
+        let both = fields(self).into_iter().zip(fields(believed));
+        let differ = both.filter(|((.., said), (.., believed))| said != believed);
+        differ.map(|((name, at, said), (.., believed))| (name, at, said, believed)).collect()
+    }
+
+    /// Where the descriptors of `.pb2.sf` and `.sdd.sf` lie by this header, and which they are.
+    pub(super) fn later(&mut self) -> [&mut (u64, FdAddress); 2] {
+        [&mut self.pb2, &mut self.sdd]
+    }
+
+    /// Whether sub-blocks have numbers of six bits; VMFS6 has numbers of eight.
+    pub(super) fn is_dense(&self) -> bool {
+        self.width != Width::Narrow { dense: false }
+    }
+
+    /// Where the first group of `.fdc.sf` starts in it.
+    pub(super) fn fdc_offset(&self) -> u64 {
+        self.fdc_offset
+    }
+
+    /// Clusters in a group of `.fdc.sf`.
+    pub(super) fn fdc_clusters(&self) -> u64 {
+        self.fdc_clusters
+    }
+
+    /// What it says of where things are.
+    pub(super) fn geometry(&self) -> Geometry {
+        Geometry {
+            six: self.is_six(),
+            md: self.md,
+            file_shift: self.file_shift,
+            sub_shift: self.sub_shift,
+            dense: self.is_dense(),
+            fdc_offset: self.fdc_offset,
+            fdc_clusters: self.fdc_clusters,
+        }
     }
 
     /// Whether the layout is that of VMFS6.
@@ -368,7 +445,7 @@ impl Header {
     /// Where a descriptor lies whose place needs no resource file. All system files are such, and the root.
     #[must_use]
     pub fn fixed(&self, address: FdAddress) -> Option<u64> {
-        let dense = self.width != Width::Narrow { dense: false };
+        let dense = self.is_dense();
         if !dense {
             for (at, fd) in [self.pb2, self.sdd] {
                 if fd == address && at != 0 {

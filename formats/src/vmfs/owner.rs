@@ -105,15 +105,18 @@ impl Owned {
     }
 }
 
-/// Makes a descriptor again that is in use and can't be read: out of the last image that a journal has of it, or out
-/// of the sub-blocks that it owns. `None` if nothing is left of it.
+/// The last image that a journal has of a descriptor that is in use and can't be read.
+pub(super) fn image(volume: &Volume, at: u64, address: FdAddress) -> Option<Descriptor> {
+    let image = volume.owned().images.get(&address).filter(|image| image.descriptor.at == at);
+    let image = image.filter(|image| image.descriptor.links > 0)?;
+    let origin = Origin::Journal { journal: image.journal, at: image.at };
+    Some(Descriptor { origin, ..image.descriptor.clone() })
+}
+
+/// Makes a descriptor again that is in use and can't be read, and of which no journal has an image: out of the
+/// sub-blocks that it owns. `None` if nothing is left of it.
 pub(super) fn rebuild(volume: &Volume, at: u64, address: FdAddress) -> Option<Descriptor> {
     let owned = volume.owned();
-    let image = owned.images.get(&address).filter(|image| image.descriptor.at == at);
-    if let Some(image) = image.filter(|image| image.descriptor.links > 0) {
-        let origin = Origin::Journal { journal: image.journal, at: image.at };
-        return Some(Descriptor { origin, ..image.descriptor.clone() });
-    }
     let parts = owned.subs.get(&address).filter(|parts| parts.len() <= PARTS)?;
     let sbc = volume.pools.sbc.as_ref()?;
     let header = &volume.space.header;
@@ -203,7 +206,7 @@ pub(super) fn rebuild(volume: &Volume, at: u64, address: FdAddress) -> Option<De
 
 /// What a sub-block holds.
 #[derive(Debug, PartialEq, Eq)]
-enum Content {
+pub(super) enum Content {
     /// The header of a folder, or blocks of entries of which the first says that it lies there.
     Folder(Option<u64>),
     /// Pointers to data: the last one's number, and whether none before it is a hole.
@@ -218,7 +221,7 @@ enum Content {
     Other,
 }
 
-fn content(volume: &Volume, own: Spot, bytes: &[u8], parts: &[Spot]) -> Content {
+pub(super) fn content(volume: &Volume, own: Spot, bytes: &[u8], parts: &[Spot]) -> Content {
     if is_head(bytes) {
         return Content::Folder(None);
     }

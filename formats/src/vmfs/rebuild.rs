@@ -1,5 +1,7 @@
 //! What stands in for a header that is destroyed: the volume's geometry, from the records that remain.
 //!
+//! A header that is there is held against the same records: a field that they contradict is believed as they have it.
+//!
 //! The header of a volume has no second copy, but nearly all that it says is written elsewhere too. Only the label
 //! and the UUID are nowhere else.
 //!
@@ -19,7 +21,7 @@ use super::address::FdAddress;
 use super::descriptor::{self, Descriptor, RawLock, RawMetadata, Shape, Type};
 use super::header::{GROUP_AT, Geometry, Header, Name, RawHeader, is_magic};
 use super::resource::RawResource;
-use super::volume::Volume;
+use super::volume::{Pools, Space, Volume};
 use crate::adapt::Trusted;
 use crate::error::Error;
 use crate::layer::{Bytes, Layer, Trust};
@@ -99,22 +101,42 @@ pub(super) struct Found {
     pub text: Option<String>,
 }
 
-/// The header of a volume; where it is destroyed or leads nowhere, the one that the records say it had.
+/// The header of a volume; where it is destroyed, leads nowhere or is contradicted by the system files, the one that the
+/// records say it had.
 pub(super) fn header(lv: &Bytes, memo: &Memo) -> Result<Found, Error> {
     let as_is = |header| Found { header, lv: Bytes::clone(lv), text: None };
-    let (why, raw) = match Header::load(&**lv) {
-        Ok(header) if leads(&**lv, &header) => return Ok(as_is(header)),
+    let raw = RawHeader::load(&**lv, super::header::HEADER_AT).ok();
+    let why = match Header::load(&**lv) {
+        Ok(header) if leads(&**lv, &header) => {
+            let believed = corrected(lv, memo, &header);
+            let fields = fields(&header, &believed);
+            if fields.is_empty() {
+                return Ok(as_is(header));
+            }
+            return Ok(made_up(lv, believed, header.name(), format!("is contradicted by its system files: {fields}")));
+        }
         // A header that agrees with itself, and with nothing else.
         Ok(header) => match rebuild(lv, memo) {
             Some((rebuilt, text)) if !rebuilt.is_alike(&header) && leads(&**lv, &rebuilt) => {
-                return Ok(made_up(lv, rebuilt, header.name(), format!("leads nowhere: {text}")));
+                let fields = fields(&header, &rebuilt);
+                return Ok(made_up(
+                    lv,
+                    header.shaped(&rebuilt),
+                    header.name(),
+                    format!("leads nowhere: {fields}: {text}"),
+                ));
             }
             _ => return Ok(as_is(header)),
         },
-        Err(error) => (error, RawHeader::load(&**lv, super::header::HEADER_AT).ok()),
+        Err(error) => error,
     };
     let Some((rebuilt, text)) = rebuild(lv, memo) else { return Err(why) };
-    // With its magic the name stands too.
+    // With its magic the name stands too, and so it does where all but the magic agrees with the records.
+    let whole = raw.as_ref().and_then(|raw| Header::of(raw).ok()).filter(|header| header.is_alike(&rebuilt));
+    if let Some(header) = whole {
+        let text = format!("can't be used ({why}); all else of it agrees with {text}");
+        return Ok(made_up(lv, header.shaped(&rebuilt), header.name(), text));
+    }
     let name = raw.filter(|raw| is_magic(raw.magic)).map(|raw| raw.name());
     Ok(match name {
         Some(name) => made_up(lv, rebuilt, name, format!("can't be used ({why}): {text}")),
@@ -127,11 +149,52 @@ fn made_up(lv: &Bytes, mut header: Header, name: Name, text: String) -> Found {
     Found { header, lv: Arc::new(Trusted::new(Bytes::clone(lv), Trust::Inferred)), text: Some(text) }
 }
 
-/// Whether the descriptor of `.fdc.sf`, or that of the root, is where a header has it.
+/// The fields of a header that are believed to be others, in words.
+fn fields(header: &Header, believed: &Header) -> String {
+    let fields = header.differences(believed).into_iter();
+    let texts = fields.map(|(name, at, said, right)| format!("{name} at {at:#x} is {said:#x}, {right:#x} is believed"));
+    texts.collect::<Vec<_>>().join("; ")
+}
+
+/// Whether the descriptor of `.fdc.sf`, or that of `.fbb.sf`, is where a header has it.
 fn leads(lv: &dyn Layer, header: &Header) -> bool {
     let load = |address| header.fixed(address).and_then(|at| Descriptor::load(lv, header, at, address).ok());
     let blocks = |fd: &Descriptor| matches!(fd.shape, Shape::Mapped { shift, .. } if shift == header.file_shift);
     load(FdAddress::FDC).is_some_and(|fd| blocks(&fd)) || load(FdAddress::FBB).is_some_and(|fd| blocks(&fd))
+}
+
+/// A header that leads to its system files, with those of its fields as they say that contradict it.
+fn corrected(lv: &Bytes, memo: &Memo, header: &Header) -> Header {
+    let mut believed = header.clone();
+    let (found, by_descriptors, system) = descriptors(&**lv, header.geometry());
+    if found >= 2 {
+        if by_descriptors.file_shift != header.file_shift {
+            believed = header.shaped(&Header::assumed(&by_descriptors));
+        }
+        // No volume is younger than the files that it was made with.
+        if system.created != 0 && system.created < header.created {
+            believed.created = system.created;
+        }
+    }
+    let row = Header::assumed(&believed.geometry()).clone().later().map(|place| *place);
+    for (place, usual) in believed.later().into_iter().zip(row) {
+        let known = Descriptor::load(&**lv, header, usual.0, usual.1).is_ok_and(|fd| fd.kind == Type::System);
+        if known {
+            *place = usual;
+        }
+    }
+    let space = Arc::new(Space::new(believed.clone(), lv, None, memo));
+    let pools = Pools::open(&space, &mut Vec::new());
+    let Some(subs) = believed.geometry().with_subs_of(&pools) else { return believed };
+    if subs != believed.geometry() {
+        believed = believed.shaped(&Header::assumed(&subs));
+    }
+    let small = if believed.is_six() { Volume::block_bitmaps(&space, &pools) } else { None };
+    let small = small.and_then(|small| u32::try_from(small.per_cluster).ok());
+    if let Some(per_cluster) = small.filter(|small| small.is_power_of_two()) {
+        believed.large_shift = believed.file_shift.saturating_add(per_cluster.trailing_zeros());
+    }
+    believed
 }
 
 /// When the root of a volume was changed, Unix seconds; 0 if it can't be had.
@@ -158,7 +221,7 @@ fn rebuild(lv: &Bytes, memo: &Memo) -> Option<(Header, String)> {
     }
     let mut header = Header::assumed(&geometry);
     let volume = Volume::with(header.clone(), lv, None, &memo.share());
-    let (geometry, subs) = geometry.with_subs_of(&volume).map_or_else(
+    let (geometry, subs) = geometry.with_subs_of(&volume.pools).map_or_else(
         || (geometry, "as is usual: the header of .sbc.sf can't be had"),
         |geometry| (geometry, "of its own header"),
     );

@@ -27,12 +27,14 @@
 //! No block that a file uses is ever free in the bitmap, and the count of free descriptors is that of the bitmap.
 
 use super::address::{FdAddress, Spot};
-use super::descriptor::{RawLock, Shape, Type};
+use super::descriptor::{Descriptor, RawLock, Shape, Type};
 use super::file::File;
+use super::frame::{self, Kind};
+use super::ground::Ground;
 use super::header::Header;
 use super::volume::{Pools, Space};
 use crate::error::Error;
-use crate::layer::{Layer, Place, Run, Why};
+use crate::layer::{Layer, Place, Run, Trust, Why};
 use crate::memo::Block;
 use crate::num::{narrow, wide};
 use crate::read::{read_block, read_exact};
@@ -42,13 +44,13 @@ use byteorder::{ByteOrder, LittleEndian};
 use std::sync::Arc;
 
 /// Signature of a resource file's header on VMFS6: "rfmd".
-const SIGNATURE: u32 = 0x7266_6D64;
+pub(super) const SIGNATURE: u32 = 0x7266_6D64;
 /// Signature of a cluster's metadata on VMFS6: "rcmd".
-const CLUSTER_SIGNATURE: u32 = 0x7263_6D64;
+pub(super) const CLUSTER_SIGNATURE: u32 = 0x7263_6D64;
 /// Flag: the resources are parts of another file's resources.
-const CHILD: u32 = 0x2;
+pub(super) const CHILD: u32 = 0x2;
 /// Flag: each resource has an owner. Observed on `.fdc.sf`, `.sbc.sf` and `.pb2.sf`, and on no other.
-const OWNED: u32 = 0x4;
+pub(super) const OWNED: u32 = 0x4;
 
 /// The header of a resource file as on disk. Fields from 0x20 on are of VMFS6 only.
 #[derive(BinRead, Clone, Debug)]
@@ -108,6 +110,12 @@ pub struct Resource {
     pub(super) owned: bool,
     /// Bytes that the file can have at most: its length, and the volume's.
     room: u64,
+    /// The header that all this is from.
+    pub(super) raw: RawResource,
+    /// The descriptor of the file, if that was made again.
+    pub(super) made: Option<Descriptor>,
+    /// What of it is not as it is written, in words.
+    pub(super) told: Vec<String>,
 }
 
 /// A part of a resource file.
@@ -140,50 +148,86 @@ struct Bitmap {
 }
 
 impl Resource {
-    /// Opens a resource file by the fixed place of its descriptor, with the pools that were opened before it.
+    /// Opens a resource file by the fixed place of its descriptor, with the pools that were opened before it. What of
+    /// it is lost is made again of the records in it, as far as they tell.
     pub fn open(space: &Arc<Space>, pools: &Arc<Pools>, address: FdAddress) -> Result<Self, Error> {
         let at = space.header.fixed(address).ok_or(Error::NotFound)?;
-        let fd = space.descriptor(at, address)?;
-        let mapped = matches!(fd.shape, Shape::Mapped { shift, .. } if shift == space.header.file_shift);
-        if fd.kind != Type::System || !mapped {
-            let found = format!("{:?} of {:?}, a system file of file blocks is wanted", fd.kind, fd.shape);
-            return Err(Error::corrupt("VMFS descriptor of a resource file", at, found));
+        let kind = Kind::of(&space.header, address).ok_or(Error::NotFound)?;
+        let ground = Ground { space, pools, kind, address };
+        let fd = space.descriptor(at, address);
+        let mapped =
+            |fd: &Descriptor| matches!(fd.shape, Shape::Mapped { shift, .. } if shift == space.header.file_shift);
+        let mut told = Vec::new();
+        let mut made = None;
+        let fd = match fd {
+            Ok(fd) if fd.kind == Type::System && mapped(&fd) => fd,
+            bad => {
+                let error = match bad {
+                    Ok(fd) => {
+                        let found = format!("{:?} of {:?}, a system file of file blocks is wanted", fd.kind, fd.shape);
+                        Error::corrupt("VMFS descriptor of a resource file", at, found)
+                    }
+                    Err(error) => error,
+                };
+                let fd = ground.descriptor(at).ok_or_else(|| error.clone())?;
+                told.push(format!(
+                    "its descriptor can't be used ({error}): its blocks are those that its pointers have"
+                ));
+                made = Some(fd.clone());
+                fd
+            }
+        };
+        let mut file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), fd.clone()));
+        if let Some((whole, text)) = ground.filled(&file, None) {
+            told.push(text);
+            made = Some(whole.clone());
+            file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), whole));
         }
-        let file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), fd));
-        Self::at(&space.header, file, 0)
+        let mut resource = Self::at(&space.header, kind, file, 0, None)?;
+        // What lies in the blocks of descriptors says which they are.
+        if let Some((whole, text)) = ground.filled(&resource.file, Some(&resource)) {
+            told.push(text);
+            made = Some(whole.clone());
+            let file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), whole));
+            resource = Self::at(&space.header, kind, file, 0, None)?;
+        }
+        if let Some(mut fd) = made {
+            fd.len = frame::length(&space.header, &resource).filter(|len| *len <= fd.len).unwrap_or(fd.len);
+            resource.file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), fd.clone()));
+            resource.made = Some(fd);
+        }
+        told.append(&mut resource.told);
+        resource.told = told;
+        Ok(resource)
     }
 
     /// The resources whose header lies at `at` of a file.
-    pub fn at(header: &Header, file: Arc<File>, at: u64) -> Result<Self, Error> {
-        let raw = RawResource::load(&*file, at)?;
-        let corrupt = |found: String| Err(Error::corrupt(RawResource::NAME, at, found));
-        if header.is_six() && raw.signature != SIGNATURE {
-            return corrupt(format!("signature {:#010x}", raw.signature));
-        }
+    pub(super) fn at(
+        header: &Header,
+        kind: Kind,
+        file: Arc<File>,
+        at: u64,
+        parent: Option<&RawResource>,
+    ) -> Result<Self, Error> {
+        let (raw, text) = frame::load(header, kind, &file, at, parent)?;
+        // Where something of it is made up, nothing that it leads to is more than a choice.
+        let file = if text.is_some() { Arc::new((*file).clone().trusted(Trust::Inferred)) } else { file };
+        let told = text.into_iter().collect();
+        Ok(Self { told, ..Self::by(header, file, &raw) })
+    }
+
+    /// The resources of a file with this header.
+    pub(super) fn by(header: &Header, file: Arc<File>, raw: &RawResource) -> Self {
         let per_cluster = u64::from(raw.resources_per_cluster);
-        let per_group = u64::from(raw.clusters_per_group);
         let bits = if header.is_six() { u64::from(raw.bits_per_resource.max(1)) } else { 1 };
-        // The bitmap has to fit between the metadata's start and its end.
-        let room = header.md.saturating_sub(if header.is_six() { 0x80 } else { 0x10 }).saturating_mul(8);
-        // `.pbc.sf` of VMFS6 has none at all: pointer blocks are sub-blocks there.
-        if per_cluster > 1 << 16
-            || !(1..=1 << 16).contains(&per_group)
-            || raw.resource_size > 64 << 20
-            || per_cluster.saturating_mul(bits) > room
-        {
-            return corrupt(format!(
-                "{per_cluster} resources of {} bytes, {bits} bits each, in a cluster, {per_group} clusters in a group",
-                raw.resource_size
-            ));
-        }
         let parent = header.is_six() && raw.flags & CHILD != 0;
-        Ok(Self {
+        Self {
             per_cluster,
-            per_group,
+            per_group: u64::from(raw.clusters_per_group),
             size: u64::from(raw.resource_size),
             total: u64::from(raw.num_resources_hi) << 32 | u64::from(raw.num_resources_lo),
             bits,
-            child_at: u64::from(raw.child_meta_offset),
+            child_at: if header.is_six() { u64::from(raw.child_meta_offset) } else { 0 },
             said_groups: u64::from(raw.num_cluster_groups),
             group_at: u64::from(raw.cluster_group_offset),
             group_size: u64::from(raw.cluster_group_size),
@@ -197,7 +241,10 @@ impl Resource {
             owned: header.is_six() && raw.flags & OWNED != 0,
             room: file.len().min(file.volume_len()),
             file,
-        })
+            raw: raw.clone(),
+            made: None,
+            told: Vec::new(),
+        }
     }
 
     /// Clusters, by what the header says and the file can have.

@@ -7,11 +7,13 @@
 use super::address::{Address, FdAddress, Spot};
 use super::descriptor::{Descriptor, Origin, read_poisoned};
 use super::file::File;
+use super::frame;
 use super::header::Header;
 use super::heartbeat::Heartbeats;
 use super::journal;
 use super::lvm::Logical;
 use super::owner::{self, Owned};
+use super::relic;
 use super::resource::Resource;
 use crate::error::Error;
 use crate::layer::{Bytes, Layer, Place, Trust};
@@ -38,6 +40,13 @@ pub struct Space {
 }
 
 impl Space {
+    /// What the files of a logical volume with this header need.
+    #[must_use]
+    pub fn new(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
+        let (tables, clusters, folders) = (memo.share(), memo.share(), memo.share());
+        Self { lv: Bytes::clone(lv), logical, header, tables, clusters, folders }
+    }
+
     /// The descriptor at `at`, which must be that of `address`.
     pub fn descriptor(&self, at: u64, address: FdAddress) -> Result<Descriptor, Error> {
         Descriptor::load(&*self.lv, &self.header, at, address)
@@ -89,7 +98,70 @@ pub struct Pools {
     pub sbc: Option<Resource>,
 }
 
+/// Opens a resource file, and says what of it is not as it is written, or why it can't be used.
+fn open_resource(
+    space: &Arc<Space>,
+    pools: &Arc<Pools>,
+    address: FdAddress,
+    name: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<Resource> {
+    let at = space.physical(space.header.fixed(address).unwrap_or_default());
+    let range = at..at.saturating_add(space.header.descriptor_size());
+    match Resource::open(space, pools, address) {
+        Ok(resource) => {
+            for text in &resource.told {
+                let text = format!("{name} is not as it is written: {text}");
+                // What is read through it is a choice, and no worse.
+                findings.push(Finding::new("VMFS-RESOURCE-MADE", range.clone(), Trust::Inferred, text));
+            }
+            Some(resource)
+        }
+        Err(error) => {
+            let text = format!("{name} can't be used: {error}");
+            findings.push(Finding::new("VMFS-RESOURCE", range, Trust::Doubtful, text));
+            None
+        }
+    }
+}
+
+/// The small file blocks that `.fbb.sf` of a VMFS6 splits large ones into.
+fn small(space: &Arc<Space>, fbb: &Resource, findings: &mut Vec<Finding>) -> Option<Resource> {
+    let child = fbb.child_at;
+    if child == 0 {
+        return None;
+    }
+    let at = space.physical(fbb.position(child).unwrap_or_default());
+    let range = at..at.saturating_add(512);
+    let kind = frame::Kind::small(&space.header);
+    match Resource::at(&space.header, kind, Arc::clone(&fbb.file), child, Some(&fbb.raw)) {
+        Ok(small) => {
+            for text in &small.told {
+                let text = format!("the header of small file blocks is not as it is written: {text}");
+                findings.push(Finding::new("VMFS-RESOURCE-MADE", range.clone(), Trust::Inferred, text));
+            }
+            Some(small)
+        }
+        Err(error) => {
+            findings.push(Finding::new("VMFS-RESOURCE", range, Trust::Doubtful, error.to_string()));
+            None
+        }
+    }
+}
+
 impl Pools {
+    /// Opens them in their order, of which each needs those before it.
+    pub(super) fn open(space: &Arc<Space>, findings: &mut Vec<Finding>) -> Arc<Self> {
+        let mut pools = Arc::new(Self::default());
+        let pb2 = space.header.pb2();
+        let pb2 = pb2.and_then(|address| open_resource(space, &pools, address, ".pb2.sf", findings));
+        pools = Arc::new(Self { pb2, ..Self::default() });
+        let pbc = open_resource(space, &pools, FdAddress::PBC, ".pbc.sf", findings);
+        pools = Arc::new(Self { pbc, ..(*pools).clone() });
+        let sbc = open_resource(space, &pools, FdAddress::SBC, ".sbc.sf", findings);
+        Arc::new(Self { sbc, ..(*pools).clone() })
+    }
+
     /// Where a pointer block lies: the resource file and the offset there.
     #[must_use]
     pub fn table(&self, address: Address) -> Option<(&Resource, u64)> {
@@ -149,49 +221,24 @@ impl Volume {
     /// Opens the volume of a logical volume that has this header, as it stands, whatever journals say.
     #[must_use]
     pub fn with(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
-        let space = Arc::new(Space {
-            lv: Bytes::clone(lv),
-            logical,
-            header,
-            tables: memo.share(),
-            clusters: memo.share(),
-            folders: memo.share(),
-        });
+        let space = Arc::new(Space::new(header, lv, logical, memo));
         let mut findings = Vec::new();
-        let mut open = |pools: &Arc<Pools>, address: FdAddress, name: &str| {
-            Resource::open(&space, pools, address)
-                .map_err(|error| {
-                    let at = space.physical(space.header.fixed(address).unwrap_or_default());
-                    let range = at..at.saturating_add(space.header.descriptor_size());
-                    let text = format!("{name} can't be used: {error}");
-                    findings.push(Finding::new("VMFS-RESOURCE", range, Trust::Doubtful, text));
-                })
-                .ok()
-        };
-        let mut pools = Arc::new(Pools::default());
-        let pb2 = space.header.pb2().and_then(|address| open(&pools, address, ".pb2.sf"));
-        pools = Arc::new(Pools { pb2, ..Pools::default() });
-        let pbc = open(&pools, FdAddress::PBC, ".pbc.sf");
-        pools = Arc::new(Pools { pbc, ..(*pools).clone() });
-        let sbc = open(&pools, FdAddress::SBC, ".sbc.sf");
-        pools = Arc::new(Pools { sbc, ..(*pools).clone() });
-        let fdc = open(&pools, FdAddress::FDC, ".fdc.sf");
-        let fbb = open(&pools, FdAddress::FBB, ".fbb.sf");
+        let pools = Pools::open(&space, &mut findings);
+        let fdc = open_resource(&space, &pools, FdAddress::FDC, ".fdc.sf", &mut findings);
+        let fbb = open_resource(&space, &pools, FdAddress::FBB, ".fbb.sf", &mut findings);
         let six = space.header.is_six();
-        let jbc = if six { open(&pools, FdAddress::JBC, ".jbc.sf") } else { None };
-        let mut sfb = None;
-        if let Some(fbb) = fbb.as_ref().filter(|fbb| six && fbb.child_at != 0) {
-            match Resource::at(&space.header, Arc::clone(&fbb.file), fbb.child_at) {
-                Ok(child) => sfb = Some(child),
-                Err(error) => {
-                    let at = space.physical(fbb.position(fbb.child_at).unwrap_or_default());
-                    findings.push(Finding::new("VMFS-RESOURCE", at..at, Trust::Doubtful, error.to_string()));
-                }
-            }
-        }
+        let jbc = six.then(|| open_resource(&space, &pools, FdAddress::JBC, ".jbc.sf", &mut findings)).flatten();
+        let sfb = fbb.as_ref().filter(|_| six).and_then(|fbb| small(&space, fbb, &mut findings));
         let heartbeats = Heartbeats::load(&**lv, &space.header);
         findings.extend(heartbeats.findings(&|at| space.physical(at)));
         Self { space, pools, fdc, fbb, sfb, jbc, heartbeats, owned: OnceLock::new(), findings }
+    }
+
+    /// The bitmaps of file blocks, of VMFS6 of the small ones, if they can be had.
+    pub(super) fn block_bitmaps(space: &Arc<Space>, pools: &Arc<Pools>) -> Option<Resource> {
+        let mut findings = Vec::new();
+        let fbb = open_resource(space, pools, FdAddress::FBB, ".fbb.sf", &mut findings)?;
+        if space.header.is_six() { small(space, &fbb, &mut findings) } else { Some(fbb) }
     }
 
     /// Where the descriptor of an address lies in the volume.
@@ -227,10 +274,24 @@ impl Volume {
             Err(error) => error,
         };
         // System files are needed to find what is left of others.
-        if self.space.header.fixed(address).is_some() || self.is_free(address) != Some(false) {
+        if self.space.header.fixed(address).is_some() {
+            let made = self.resources().find(|resource| resource.file.descriptor().address == address);
+            let made = made.and_then(|resource| resource.made.clone());
+            return made.or_else(|| relic::descriptor(self, at, address)).ok_or(error);
+        }
+        if self.is_free(address) != Some(false) {
             return Err(error);
         }
-        owner::rebuild(self, at, address).ok_or(error)
+        if let Some(found) = owner::image(self, at, address) {
+            return Ok(found);
+        }
+        relic::descriptor(self, at, address).or_else(|| owner::rebuild(self, at, address)).ok_or(error)
+    }
+
+    /// The resource files that were opened.
+    fn resources(&self) -> impl Iterator<Item = &Resource> {
+        let Self { pools, fdc, fbb, jbc, .. } = self;
+        [&pools.pb2, &pools.pbc, &pools.sbc, fdc, fbb, jbc].into_iter().flatten()
     }
 
     /// What files own, and what journals have of them.

@@ -7,14 +7,15 @@
     reason = "every test file uses a part, and hands over what it made"
 )]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::fs;
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use vdrecover_formats::{
-    Bytes, Content, Entry, Fault, Finding, Kind, Layer, NodeId, Note, Opened, Place, Pool, Run, Tree, Trust, Use, vmfs,
+    Bytes, Content, Entry, Fault, Finding, Kind, Layer, NodeId, Note, Opened, Place, Pool, Run, Tree, Trust, Use,
+    read_vec, vmfs,
 };
 use vdrecover_testdata::Device;
 
@@ -226,4 +227,62 @@ pub fn finds(tree: &dyn Tree) -> Vec<Entry> {
         ControlFlow::Continue(())
     });
     found
+}
+
+/// What a reader sees of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    pub facts: String,
+    /// Bytes at some places; `None` is a gap.
+    pub bytes: Vec<Option<Vec<u8>>>,
+    pub trust: Trust,
+}
+
+/// Places that are compared: the first blocks of the small files, and the written places of the thin ones.
+pub const PLACES: [u64; 5] = [0, 1 << 20, 5 << 20, 42 << 30, 117 << 30];
+
+/// All names of a tree, and what is seen of each.
+pub fn look(tree: &dyn Tree) -> BTreeMap<String, Seen> {
+    let mut seen = BTreeMap::new();
+    let mut open = vec![(String::new(), tree.root())];
+    let mut known = BTreeSet::from([tree.root()]);
+    while let Some((path, dir)) = open.pop() {
+        let _ = tree.list(dir, 0, &mut |entry| {
+            let Ok(entry) = entry else { return ControlFlow::Continue(()) };
+            let path = format!("{path}/{}", String::from_utf8_lossy(&entry.name));
+            let Ok(node) = tree.node(entry.id) else { return ControlFlow::Continue(()) };
+            let mut own = Seen { facts: format!("{:?} {node:?}", entry.kind), bytes: Vec::new(), trust: node.trust };
+            // What lies in the system files are the structures themselves.
+            let system = entry.name.starts_with(b".");
+            if let (false, Ok(layer)) = (system, tree.open(entry.id)) {
+                for at in PLACES.into_iter().filter(|at| *at < layer.len()) {
+                    let (bytes, read) = read_vec(&*layer, at, (layer.len() - at).min(4096) as usize);
+                    own.trust = own.trust.max(read.trust);
+                    own.bytes.push(read.is_whole().then_some(bytes));
+                }
+            }
+            if entry.kind == Kind::Dir && known.insert(entry.id) {
+                open.push((path.clone(), entry.id));
+            }
+            seen.insert(path, own);
+            if seen.len() < 2000 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+    }
+    seen
+}
+
+/// Whether the audit or the check says that something is wrong.
+pub fn is_told(tree: &dyn Tree) -> bool {
+    let mut told = false;
+    for part in 0..tree.parts() {
+        let _ = tree.audit(part, &mut |note| {
+            told |= matches!(note, Note::Finding(_));
+            if told { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+    }
+    // A dearer look, for which the first may do.
+    if !told {
+        tree.check(&mut |finding| told |= finding.trust > Trust::Sound);
+    }
+    told
 }
