@@ -155,6 +155,84 @@ fn what_lies_under_another_format_is_found() {
     }
 }
 
+/// A new partition that starts where the old one did, and is shorter: the volume goes on behind it.
+#[test]
+fn a_new_partition_at_the_old_start_does_not_cut_the_volume() {
+    let folder = tempfile::tempdir().unwrap();
+    for (version, len, code) in [
+        (Version::Five, 100 * MIB, "PART-CUT"),
+        (Version::Six, 100 * MIB, "PART-CUT"),
+        // Too short for the volume's own header.
+        (Version::Six, 16 * MIB, "SWEEP-UNDER"),
+    ] {
+        let mut disk = Device::new(LEN + 2 * MIB);
+        disk.embed(MIB, &store(version));
+        write_gpt(&mut disk, Guid::seeded(1), &[Partition { kind: TYPE_LINUX, name: "new", start: MIB, len }]);
+        let path = saved(folder.path(), "new.img", &disk);
+        let image = path.to_str().unwrap();
+        let (file, codes) = scanned(1, &[image]);
+        assert_eq!(codes.iter().filter(|own| *own == code).count(), 1, "{codes:?}");
+        assert!(!codes.contains(&"LVM-SHORT".to_owned()), "{codes:?}");
+        has_content(&path, &file.unwrap(), &[], 1);
+        // The new table stays what the disk has.
+        let rows = records(1, ["info", "--json", image]);
+        let table = rows.iter().find(|row| row["format"] == "gpt").unwrap();
+        assert_eq!(table["facts"]["partitions"], 1, "{rows:?}");
+    }
+}
+
+/// A datastore that had no partition, and a table that was written over its unused first bytes since.
+#[test]
+fn a_datastore_under_a_new_table_at_its_own_start_opens() {
+    let folder = tempfile::tempdir().unwrap();
+    for version in [Version::Five, Version::Six] {
+        let rows = [Partition { kind: TYPE_LINUX, name: "new", start: 2 * MIB, len: 100 * MIB }];
+        for rows in [&rows[..], &[]] {
+            let mut device = store(version);
+            write_gpt(&mut device, Guid::seeded(1), rows);
+            let path = saved(folder.path(), "lun.img", &device);
+            let (file, codes) = scanned(1, &[path.to_str().unwrap()]);
+            assert_eq!(codes, ["SWEEP-UNDER"], "{version:?}");
+            has_content(&path, &file.unwrap(), &[], 1);
+            // Of the table only the stale copy at the end is left: it owns nothing.
+            device.zero(0..64 << 10);
+            let path = saved(folder.path(), "stale.img", &device);
+            let (file, codes) = scanned(0, &[path.to_str().unwrap()]);
+            assert_eq!(codes, [""; 0], "{version:?}");
+            has_content(&path, &file.unwrap(), &[], 0);
+        }
+    }
+}
+
+/// The second of two extents alone says which it is, once, and what is missing.
+#[test]
+fn a_later_extent_alone_says_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    for version in [Version::Five, Version::Six] {
+        let mut store = Vmfs::new(VmfsSpec { extents: vec![LEN, LEN], ..VmfsSpec::new(version, 0) });
+        store.file("vm.bin", content(), &Layout::default());
+        let devices = store.finish();
+        let path = saved(folder.path(), "second.img", &devices[1]);
+        let image = path.to_str().unwrap();
+        for command in ["scan", "check"] {
+            let rows = records(1, [command, "--json", image]);
+            let told: Vec<_> =
+                rows.iter().filter(|row| row["record"] == "finding" && row["code"] != "SOURCE-HOLES").collect();
+            let [told] = told[..] else { panic!("{command}: {told:?}") };
+            let text = told["text"].as_str().unwrap();
+            assert_eq!(told["code"], "SET-ABSENT");
+            assert!(text.starts_with("extent 2 of 2 of volume ") && text.contains("extent 1 is missing"), "{text}");
+            if command == "scan" {
+                let next = rows.iter().find(|row| row["record"] == "next").unwrap();
+                assert_eq!(next["commands"][0], format!("vdrecover scan {image} --with EXTENT"));
+            }
+        }
+        let first = saved(folder.path(), "first.img", &devices[0]);
+        let whole = String::from_utf8(expect(0, ["scan", image, "--with", first.to_str().unwrap()])).unwrap();
+        assert!(!whole.contains("--with EXTENT") && whole.contains("DATASTORE"), "{whole}");
+    }
+}
+
 /// Two pairs of images of one spanned datastore, taken at two times.
 #[test]
 fn images_of_two_times_are_not_mixed() {
@@ -174,9 +252,10 @@ fn images_of_two_times_are_not_mixed() {
     let all: Vec<&str> = all.iter().map(|path| path.to_str().unwrap()).collect();
     for order in [[0, 1, 2, 3], [3, 0, 2, 1], [2, 3, 0, 1]] {
         let given: Vec<&str> = order.iter().map(|i| all[*i]).collect();
-        let rows = records(0, [&["scan", "--json"], &given[..]].concat());
-        let copies: Vec<&str> =
-            rows.iter().filter(|row| row["code"] == "SET-COPY").map(|row| row["text"].as_str().unwrap()).collect();
+        let rows = records(1, [&["scan", "--json"], &given[..]].concat());
+        let copies: Vec<_> = rows.iter().filter(|row| row["code"] == "SET-COPY").collect();
+        assert!(copies.iter().all(|row| row["trust"] == "inferred"), "{copies:?}");
+        let copies: Vec<&str> = copies.iter().map(|row| row["text"].as_str().unwrap()).collect();
         assert_eq!(copies.len(), 2, "{order:?}: {copies:?}");
         assert!(
             copies.iter().any(|text| text.contains("b/0.img is used, its last change is the later one")),
@@ -184,7 +263,7 @@ fn images_of_two_times_are_not_mixed() {
         );
         assert!(copies.iter().any(|text| text.contains("b/1.img is used")), "{order:?}: {copies:?}");
         assert_eq!(rows.iter().filter(|row| row["record"] == "store").count(), 1, "{order:?}");
-        let listed = String::from_utf8(expect(0, [&["ls", "-R"], &given[..1], &with(&given[1..])].concat())).unwrap();
+        let listed = String::from_utf8(expect(1, [&["ls", "-R"], &given[..1], &with(&given[1..])].concat())).unwrap();
         assert!(listed.lines().any(|line| line.ends_with("/new")), "{order:?}: {listed}");
     }
 }

@@ -31,6 +31,12 @@ pub enum Error {
         /// The bytes.
         gap: Gap,
     },
+    /// A part of a set that was not given, without which the others show nothing. The part that is there is whole.
+    #[error("{what}")]
+    Absent {
+        /// What is there, and what is not.
+        what: String,
+    },
     /// There is no such node.
     #[error("not found")]
     NotFound,

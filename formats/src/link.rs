@@ -99,6 +99,8 @@ pub struct Link {
     pub len: u64,
     /// Creation, in nanoseconds since 1970.
     pub born: Option<i128>,
+    /// Bytes of the device that it is on, as its own structures have them: a table around it may be newer, and wrong.
+    pub device: Option<u64>,
 }
 
 /// A place in a set: an extent of a spanned volume, a member of an array.
@@ -112,8 +114,21 @@ pub struct Member {
     pub count: u32,
     /// Names this member: two images of one member are copies of each other, not two members.
     pub id: Vec<u8>,
-    /// The last change that it knows of, in microseconds since 1970: of two copies, the later one is newer.
+    /// How often the set was changed, as this member has it: equal in members of one time.
+    pub epoch: u64,
+    /// How often its own metadata was changed: of two copies, the one with more is newer.
+    pub generation: u64,
+    /// The last change that it knows of, in microseconds since 1970: of two copies of one generation, the later one is
+    /// newer.
     pub changed: u64,
+}
+
+impl Member {
+    /// Orders copies of one member by how new they are.
+    #[must_use]
+    pub fn age(&self) -> (u64, u64, u64) {
+        (self.epoch, self.generation, self.changed)
+    }
 }
 
 /// A need for another image.

@@ -189,6 +189,7 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
         len: device.volume.logical_size,
         born: if device.volume.creation_time == 0 { made } else { Some(micros(device.volume.creation_time)) },
         set: (known && !device.is_none()).then_some(member),
+        device: (!device.is_none()).then_some(device.total_bytes),
     };
     let findings = device.findings.clone();
     let memo = memo.clone();
@@ -238,15 +239,18 @@ fn join(device: &Device, others: &[Option<Bytes>], memo: &Memo) -> Result<Conten
     devices.sort_by_key(|device| device.alone);
     let lead = devices.remove(0);
     let logical = Arc::new(Logical::new(lead, devices));
-    let needed = logical.devices().first().map_or(0, |first| first.volume.first_pe);
-    if needed > 0 {
-        let found = format!(
-            "extents 0 to {} of volume {} are on a device that was not given, and with them all names and maps of files: \
-             give it with --with",
-            needed.saturating_sub(1),
-            uuid(device.volume.uuid)
+    let [first, others @ ..] = logical.devices() else { return Err(Error::NotFound) };
+    if first.volume.first_pe > 0 {
+        let place = first.place();
+        let more = if others.is_empty() {
+            String::new()
+        } else {
+            format!(" ({} extents were given)", logical.devices().len())
+        };
+        let what = format!(
+            "{place}{more}: the names and maps of all files are on extent 1, so that no file can be shown without it"
         );
-        return Err(Error::corrupt("VMFS volume without its first device", lvm::HEADER_AT, found));
+        return Err(Error::Absent { what });
     }
     let devices = wide(logical.devices().len());
     if logical.is_partial() {

@@ -114,9 +114,9 @@ fn one_damage_is_one_outcome() {
     let trust = |opened: &Opened| read_vec(&*volumes(opened)[0].bytes, 0, 512).1.trust;
     for sector in [512, 4096] {
         let cases: [(&str, usize, &[&str], Trust); 8] = [
-            ("primary signature", sector, &["GPT-PRIMARY"], Trust::Doubtful),
-            ("primary header", sector + 56, &["GPT-PRIMARY"], Trust::Doubtful),
-            ("primary entries", 2 * sector, &["GPT-PRIMARY"], Trust::Doubtful),
+            ("primary signature", sector, &["GPT-PRIMARY"], Trust::Inferred),
+            ("primary header", sector + 56, &["GPT-PRIMARY"], Trust::Inferred),
+            ("primary entries", 2 * sector, &["GPT-PRIMARY", "GPT-DISAGREE"], Trust::Doubtful),
             ("backup signature", 127 * sector, &["GPT-BACKUP"], Trust::Sound),
             ("backup header", 127 * sector + 56, &["GPT-BACKUP"], Trust::Sound),
             ("backup entries", (127 - 1024_usize.div_ceil(sector)) * sector, &["GPT-BACKUP"], Trust::Sound),
@@ -161,8 +161,32 @@ fn copies_that_disagree() {
     let mut bytes = sample_gpt(512);
     let other = gpt_disk(512, &[(0, 10, 25, "older")]);
     bytes[100 * 512..].copy_from_slice(&other[100 * 512..]);
-    let opened = open(&memory(bytes));
+    let trust = |opened: &Opened| read_vec(&*volumes(opened)[0].bytes, 0, 512).1.trust;
+    let opened = open(&memory(bytes.clone()));
     assert_eq!((codes(&opened), rows(&opened)), (vec!["GPT-DISAGREE"], expected(512)));
+    assert_eq!(trust(&opened), Trust::Inferred, "the primary holds");
+    // The primary is gone: the stale one is all there is, as an inference.
+    let mut wiped = bytes.clone();
+    wiped[512..34 * 512].fill(0);
+    let image = memory(wiped);
+    assert_eq!((gpt::FORMAT.probe)(&*image), vdrecover_formats::format::score::REMAINS);
+    let opened = open(&image);
+    assert_eq!((rows(&opened)[0].2, trust(&opened)), (26 * 512, Trust::Inferred));
+    // It is damaged, and has other partitions.
+    bytes[512 + 56] ^= 1;
+    let opened = open(&memory(bytes));
+    assert_eq!((codes(&opened), rows(&opened)[0].2), (vec!["GPT-PRIMARY", "GPT-DISAGREE"], 26 * 512));
+    assert_eq!(trust(&opened), Trust::Doubtful);
+}
+
+/// What is left of a table with sectors of 512 bytes does not stand in the way of one with 4096.
+#[test]
+fn a_table_of_another_sector_size_before_the_right_one() {
+    let mut bytes = sample_gpt(4096);
+    let stale = gpt_disk(512, &[(0, 10, 25, "older")]);
+    bytes[512..1024].copy_from_slice(&stale[512..1024]);
+    let opened = open(&memory(bytes));
+    assert_eq!((codes(&opened), rows(&opened)), (vec![], expected(4096)));
 }
 
 #[test]

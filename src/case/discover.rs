@@ -14,7 +14,7 @@ use std::collections::{HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use vdrecover_formats::adapt::Trusted;
+use vdrecover_formats::adapt::{Trusted, Window};
 use vdrecover_formats::format::{Clue, Holds, score};
 use vdrecover_formats::link::{Disk, Link};
 use vdrecover_formats::{Bytes, Content, Entry, Error, FORMATS, Finding, Format, Kind, Opened, Role, Tree, Trust};
@@ -170,11 +170,30 @@ impl Work<'_> {
             return None;
         }
         let id = self.case.items.len();
-        let (format, opened, failed) = match origin {
+        let (mut bytes, (mut format, mut opened, mut failed)) = match &origin {
             // A file is a disk first; what is on it is looked at once it is known that no other image uses it.
-            Origin::Source(_) | Origin::File { .. } => recognise(&bytes, self.case, |holds| holds == Holds::Disk),
-            Origin::Inside(_) | Origin::Volume { .. } => recognise(&bytes, self.case, |_| true),
+            Origin::Source(_) | Origin::File { .. } => {
+                let known = recognise(&bytes, self.case, |holds| holds == Holds::Disk);
+                (bytes, known)
+            }
+            Origin::Inside(_) => {
+                let known = recognise(&bytes, self.case, |_| true);
+                (bytes, known)
+            }
+            Origin::Volume { of, .. } => {
+                let known = recognise_volume(&bytes, self.case, *of);
+                (bytes, known)
+            }
         };
+        if let Origin::Volume { of, number } = &origin
+            && let Some((whole, finding)) = uncut(self.case, *of, *number, &opened)
+        {
+            let again = recognise_volume(&whole, self.case, *of);
+            if again.0.name == format.name {
+                (bytes, (format, opened, failed)) = (whole, again);
+                failed.push(finding);
+            }
+        }
         // Nothing was recognised inside of something: that is no item.
         if let (true, Origin::Inside(of)) = (format.name == "raw", &origin) {
             for finding in failed {
@@ -283,7 +302,7 @@ impl Work<'_> {
     fn join_one_anyway(&mut self) -> bool {
         let first = |id: &&ItemId| {
             let set = self.case.items[**id].opened.link.set.as_ref();
-            set.map(|member| (member.first, Reverse(member.changed)))
+            set.map(|member| (member.first, Reverse(member.age())))
         };
         let set = self.waiting.iter().filter(|id| first(id).is_some()).min_by_key(first);
         let Some(id) = set.or(self.waiting.first()).copied() else { return false };
@@ -310,7 +329,7 @@ impl Work<'_> {
             // The first of a set speaks for it: its structures name the volume.
             let first = |id: ItemId| {
                 let set = self.case.items[id].opened.link.set.as_ref();
-                set.map(|member| (member.first, Reverse(member.changed), id))
+                set.map(|member| (member.first, Reverse(member.age()), id))
             };
             let set = |id: ItemId| self.case.items[id].opened.link.set.as_ref().map(|member| &member.set);
             if self.waiting.iter().any(|other| set(*other) == set(id) && first(*other) < first(id)) {
@@ -366,9 +385,10 @@ impl Work<'_> {
     fn meet_members(&mut self, id: ItemId) {
         let members = wants::members(self.case, id);
         let chosen: Vec<ItemId> = members.iter().filter_map(|filled| filled.item).chain([id]).collect();
-        for finding in wants::copies(self.case, &chosen) {
+        for finding in wants::copies(self.case, &chosen, id) {
             self.note(id, finding);
         }
+        self.believe(id, wants::among_copies(self.case, id, id));
         let mut members = members.into_iter();
         let roles: Vec<Role> = self.case.items[id].opened.wants.iter().map(|want| want.role).collect();
         for (at, _) in roles.iter().enumerate().filter(|(_, role)| **role == Role::Member) {
@@ -389,20 +409,23 @@ impl Work<'_> {
         }
     }
 
+    /// Believes an item at best as far as the choice of its image was sure.
+    fn believe(&mut self, id: ItemId, trust: Trust) {
+        let item = &mut self.case.items[id];
+        if trust == Trust::Sound {
+            return;
+        }
+        let bytes: Bytes = Arc::new(Trusted::new(item.bytes.clone(), trust));
+        if let Ok(opened) = (item.format.open)(&bytes, &self.case.pool.share()) {
+            (item.bytes, item.opened) = (bytes, opened);
+        }
+    }
+
     fn finish(&mut self, id: ItemId) {
         let items = &self.case.items;
         self.waiting.retain(|waiting| *waiting != id && items[*waiting].used_by.is_none());
         let filled = self.case.items[id].filled.clone();
         let wants = self.case.items[id].opened.wants.clone();
-        for (want, filled) in wants.iter().zip(&filled) {
-            let (code, trust) = match (filled.bytes.is_some(), filled.trust) {
-                (false, _) => ("WANT-ABSENT", Trust::Sound),
-                (true, Trust::Sound) => continue,
-                (true, trust) => ("WANT-CHOICE", trust),
-            };
-            let text = format!("{}: {}", want.role.word(), filled.why);
-            self.note(id, Finding::new(code, 0..0, trust, text));
-        }
         for parent in filled.iter().filter_map(|filled| filled.item) {
             self.case.items[parent].children.push(id);
         }
@@ -415,6 +438,19 @@ impl Work<'_> {
             })
             .collect();
         self.join(id, &layers);
+        // Without the others of its set it is nothing, and said so.
+        let alone = matches!(self.case.items[id].state, State::Failed(Error::Absent { .. }));
+        for (want, filled) in wants.iter().zip(&filled) {
+            let (code, trust) = match (filled.bytes.is_some(), filled.trust) {
+                (false, _) if alone => continue,
+                (false, _) => ("WANT-ABSENT", Trust::Sound),
+                // How copies of a member were chosen between is told of the copies.
+                (true, trust) if trust == Trust::Sound || want.role == Role::Member => continue,
+                (true, trust) => ("WANT-CHOICE", trust),
+            };
+            let text = format!("{}: {}", want.role.word(), filled.why);
+            self.note(id, Finding::new(code, 0..0, trust, text));
+        }
     }
 
     fn join(&mut self, id: ItemId, layers: &[Option<Bytes>]) {
@@ -441,7 +477,8 @@ impl Work<'_> {
                 }
             }
             Err(error) => {
-                let finding = Finding::new("JOIN-FAILED", 0..0, Trust::Doubtful, error.to_string());
+                let code = if matches!(error, Error::Absent { .. }) { "SET-ABSENT" } else { "JOIN-FAILED" };
+                let finding = Finding::new(code, 0..0, Trust::Doubtful, error.to_string());
                 self.note(id, finding);
                 self.case.items[id].state = State::Failed(error);
             }
@@ -578,8 +615,7 @@ impl Work<'_> {
         match (build(disk, &self.case.pool.share(), clues), owner) {
             (Ok(opened), None) if format.holds == Holds::Disk => self.replace_swept(id, format, opened),
             (Ok(opened), None) => {
-                let text =
-                    format!("no partition table or file system is at its start; a search found {}", format.about);
+                let text = format!("no partition table is at its start; a search found a {}", format.about);
                 self.note(id, Finding::new("SWEEP-FOUND", 0..0, Trust::Inferred, text));
                 self.add_swept(id, disk.clone(), format, opened);
             }
@@ -623,7 +659,9 @@ impl Work<'_> {
 
     /// Where the volumes of a format start that `owner` is or has.
     fn known(&self, owner: ItemId, format: &Format) -> Vec<u64> {
-        let same = |item: &Item| item.format.name == format.name && !matches!(item.state, State::Failed(_));
+        // What only lacks others of its set is known for what it is.
+        let known = |item: &Item| !matches!(item.state, State::Failed(_)) || item.opened.link.set.is_some();
+        let same = |item: &Item| item.format.name == format.name && known(item);
         let own = same(&self.case.items[owner]).then_some(0);
         let volumes = match self.case.items[owner].content() {
             Some(Content::Volumes(volumes)) => volumes.as_slice(),
@@ -752,14 +790,52 @@ fn ranked(bytes: &Bytes) -> Vec<(u8, &'static Format)> {
     ranked
 }
 
+/// What a layer is: its format, what that says of it, and why others that it looked like are not it.
+type Known = (&'static Format, Opened, Vec<Finding>);
+
+/// Opens a volume of item `of`. What a search found by a format's structures is of that format, whatever another one
+/// has at its start by now.
+fn recognise_volume(bytes: &Bytes, case: &Case, of: ItemId) -> Known {
+    let by = case.items[of].format;
+    if by.holds != Holds::Volumes {
+        let known = recognise_as(bytes, case, |format| format.name == by.name);
+        if known.0.name == by.name {
+            return known;
+        }
+    }
+    recognise(bytes, case, |_| true)
+}
+
+/// A volume as long as its own structures say, if the table that has it gives it less than that and less than the disk
+/// has: a newer table, whose partition starts where the old one did.
+fn uncut(case: &Case, of: ItemId, number: usize, opened: &Opened) -> Option<(Bytes, Finding)> {
+    let table = &case.items[of];
+    let Some(Content::Volumes(volumes)) = table.content().filter(|_| table.format.holds == Holds::Volumes) else {
+        return None;
+    };
+    let range = volumes.get(number)?.range.clone();
+    let (have, says) = (range.end.checked_sub(range.start)?, opened.link.device?);
+    let len = says.min(table.bytes.len().checked_sub(range.start)?);
+    if len <= have {
+        return None;
+    }
+    let whole =
+        Window::of_device(table.bytes.clone(), range.start, len).named("partition, as long as the volume on it");
+    let text = format!(
+        "the partition has {have} bytes, the volume on it is made for {says}: the table is newer than the volume and cuts it. It is read as far as the disk goes; what the new partitions wrote over it, nothing tells"
+    );
+    let finding = Finding::new("PART-CUT", range, Trust::Inferred, text);
+    Some((Arc::new(Trusted::new(Arc::new(whole), Trust::Inferred)), finding))
+}
+
 /// Opens a layer with the best format that can. The ones that could not leave a finding.
-pub(super) fn recognise(
-    bytes: &Bytes,
-    case: &Case,
-    may: impl Fn(Holds) -> bool,
-) -> (&'static Format, Opened, Vec<Finding>) {
+pub(super) fn recognise(bytes: &Bytes, case: &Case, may: impl Fn(Holds) -> bool) -> Known {
+    recognise_as(bytes, case, |format| may(format.holds))
+}
+
+fn recognise_as(bytes: &Bytes, case: &Case, may: impl Fn(&Format) -> bool) -> Known {
     let mut failed = Vec::new();
-    for (score, format) in ranked(bytes).into_iter().filter(|(_, format)| may(format.holds)) {
+    for (score, format) in ranked(bytes).into_iter().filter(|(_, format)| may(format)) {
         match (format.open)(bytes, &case.pool.share()) {
             // What has the mark of a format that can't be opened is no sound disk, whatever else it is.
             Ok(_) if score <= score::FALLBACK && !failed.is_empty() => break,

@@ -5,7 +5,7 @@ use super::item::{ItemId, Origin};
 use super::{Case, Noted, Store, StoreFile, names, paths, wants};
 use std::collections::HashSet;
 use vdrecover_formats::vm::{self, Dictionary};
-use vdrecover_formats::{Finding, Kind, Trust, read_vec};
+use vdrecover_formats::{Error, Finding, Kind, Trust, read_vec};
 
 /// A virtual machine as its owner thinks of it.
 #[derive(Clone, Debug)]
@@ -103,7 +103,8 @@ pub(super) fn find(case: &mut Case) {
         .iter()
         .enumerate()
         .filter_map(|(id, item)| {
-            let error = discover::error_of(&item.state)?;
+            // What lacks others of its set is whole, and was told as such.
+            let error = discover::error_of(&item.state).filter(|error| !matches!(error, Error::Absent { .. }))?;
             let finding = Finding::new("ITEM-UNUSABLE", 0..0, Trust::Doubtful, format!("stays a plain file: {error}"));
             Some(Noted { about: case.label(id), finding })
         })

@@ -8,6 +8,7 @@ use std::cmp::{Ordering, Reverse};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
+use vdrecover_formats::link::Member;
 use vdrecover_formats::{Bytes, Entry, Finding, Kind, NodeId, Role, Tree, Trust, Want};
 
 /// Where an image looks for the others: the folder in which it lies.
@@ -189,8 +190,10 @@ pub(super) fn members(case: &Case, id: ItemId) -> Vec<Filled> {
         .filter_map(|(other, item)| Some((other, item, item.opened.link.set.as_ref()?)))
         .filter(|(other, item, member)| *other != id && member.set == own.set && item.used_by.is_none())
         .collect();
-    // Of copies of one device, those that lie beside each other are of one time.
-    candidates.sort_by_key(|(other, _, member)| (!same_folder(case, *other, id), Reverse(member.changed), *other));
+    // Of copies of one device, those are of one time that know of as many changes of the volume, or lie beside each other.
+    candidates.sort_by_key(|(other, _, member)| {
+        (member.epoch != own.epoch, !same_folder(case, *other, id), Reverse(member.age()), *other)
+    });
     for (other, _, member) in candidates {
         if !taken.contains(&member.id) {
             taken.push(member.id.clone());
@@ -205,12 +208,47 @@ pub(super) fn members(case: &Case, id: ItemId) -> Vec<Filled> {
         .map(|(_, other)| Filled {
             bytes: Some(case.items[other].bytes.clone()),
             item: Some(other),
-            trust: Trust::Sound,
+            trust: among_copies(case, other, id),
             why: "same set".into(),
         })
         .collect();
     filled.resize_with(wants, || Filled::nothing("an extent of this volume was not given: give it with --with"));
     filled
+}
+
+/// Other images of the device that `id` is an image of.
+fn copies_of(case: &Case, id: ItemId) -> impl Iterator<Item = ItemId> {
+    let set = move |id: ItemId| case.items[id].opened.link.set.as_ref();
+    let same = move |own: &Member, other: &Member| own.set == other.set && own.id == other.id;
+    let others = (0..case.items.len()).filter(move |other| *other != id);
+    others.filter(move |other| set(id).zip(set(*other)).is_some_and(|(own, other)| same(own, other)))
+}
+
+/// How sure it is that an image is the right one of its device, in the set that `lead` speaks for.
+pub(super) fn among_copies(case: &Case, id: ItemId, lead: ItemId) -> Trust {
+    copies_of(case, id).map(|other| preferred(case, id, other, lead).0).max().unwrap_or(Trust::Sound)
+}
+
+/// Why of two images of one device `own` is used, and how sure that is.
+fn preferred(case: &Case, own: ItemId, other: ItemId, lead: ItemId) -> (Trust, &'static str) {
+    let set = |id: ItemId| case.items[id].opened.link.set.as_ref();
+    let (Some(mine), Some(theirs), Some(first)) = (set(own), set(other), set(lead)) else {
+        return (Trust::Doubtful, "nothing tells which is newer");
+    };
+    if own != lead && (mine.epoch == first.epoch) != (theirs.epoch == first.epoch) {
+        return (Trust::Inferred, "it knows of as many changes of the volume as the first extent");
+    }
+    if own != lead && same_folder(case, own, lead) && !same_folder(case, other, lead) {
+        return (Trust::Inferred, "it lies beside the others of its volume");
+    }
+    match mine.age().cmp(&theirs.age()) {
+        Ordering::Greater if (mine.epoch, mine.generation) > (theirs.epoch, theirs.generation) => {
+            (Trust::Inferred, "its LVM metadata has the higher generation")
+        }
+        Ordering::Greater => (Trust::Inferred, "its last change is the later one"),
+        Ordering::Less => (Trust::Doubtful, "it comes first, but the other one is newer"),
+        Ordering::Equal => (Trust::Doubtful, "nothing tells which is newer, and it comes first"),
+    }
 }
 
 /// Whether two items come out of files of one folder of the host.
@@ -226,29 +264,17 @@ fn same_folder(case: &Case, a: ItemId, b: ItemId) -> bool {
 }
 
 /// Copies of the members of a set, two images of one device: which is used, and why. `chosen` are the members that
-/// are.
-pub(super) fn copies(case: &Case, chosen: &[ItemId]) -> Vec<Finding> {
-    let set = |id: ItemId| case.items[id].opened.link.set.as_ref();
-    let mut findings = Vec::new();
-    for id in chosen {
-        let Some(own) = set(*id) else { continue };
-        let same = |other: &ItemId| set(*other).is_some_and(|member| member.set == own.set && member.id == own.id);
-        for other in (0..case.items.len()).filter(|other| other != id && same(other)) {
-            let theirs = set(other).map_or(0, |member| member.changed);
-            let why = match own.changed.cmp(&theirs) {
-                Ordering::Greater => "its last change is the later one",
-                Ordering::Less => "it lies beside the others of its volume",
-                Ordering::Equal => "nothing tells which is newer, and it comes first",
-            };
-            let text = format!(
-                "{} and {} are images of the same device; they are not mixed: {0} is used, {why}",
-                case.label(*id),
-                case.label(other)
-            );
-            findings.push(Finding::new("SET-COPY", 0..0, Trust::Sound, text));
-        }
-    }
-    findings
+/// are, and `lead` is the one of them that speaks for the set.
+pub(super) fn copies(case: &Case, chosen: &[ItemId], lead: ItemId) -> Vec<Finding> {
+    let pairs = chosen.iter().flat_map(|id| copies_of(case, *id).map(|other| (*id, other)));
+    let told = pairs.map(|(id, other)| {
+        let (trust, why) = preferred(case, id, other, lead);
+        let (used, left) = (case.label(id), case.label(other));
+        let text =
+            format!("{used} and {left} are images of the same device; they are not mixed: {used} is used, {why}");
+        Finding::new("SET-COPY", 0..0, trust, text)
+    });
+    told.collect()
 }
 
 /// What was found for a parent: the item, not its content, which may have to be joined first.

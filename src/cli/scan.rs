@@ -358,7 +358,16 @@ impl Scan<'_> {
         let images: String = command.images.iter().map(word).collect();
         let at = |path: &[u8]| quoted(&[image.as_os_str().as_bytes(), b"::", path].concat());
         let image = quoted(image.as_os_str().as_bytes());
-        let mut next = vec![format!("vdrecover ls -R {image}{with}")];
+        let mut next = Vec::new();
+        let lacks = |item: &crate::case::Item| {
+            item.opened.link.set.is_some()
+                && item.used_by.is_none()
+                && item.filled.iter().any(|filled| filled.bytes.is_none())
+        };
+        if self.case.items.iter().any(lacks) {
+            next.push(format!("vdrecover scan{images}{options} --with EXTENT"));
+        }
+        next.push(format!("vdrecover ls -R {image}{with}"));
         if let Some(machine) = self.case.machines.first() {
             let path = [b"vms/", machine.name.as_slice()].concat();
             next.push(format!("vdrecover export {}{with} -o {}", at(&path), quoted(&machine.name)));

@@ -8,6 +8,7 @@
 //! | 0x5E | u64 | bytes of the device | real images |
 //! | 0x66 | u32 | volumes in the table behind the header; always 1 in practice | real images |
 //! | 0x6A, 0x6E | u32, u32 | physical extents, the last of them | real images |
+//! | 0x72 | u64 | generation: counts changes of this metadata | real images |
 //! | 0x7A | u64 | where the first extent's data starts | real images |
 //! | 0x82 | 16 | UUID | real images |
 //! | 0x92, 0x9A | u64, u64 | made, changed; microseconds since 1970 | real images |
@@ -227,6 +228,8 @@ pub struct Device {
     pub made: u64,
     /// When its metadata was changed, microseconds since 1970.
     pub changed: u64,
+    /// How often its metadata was changed.
+    pub generation: u64,
     /// VMFS-L.
     pub local: bool,
     /// Its part of the volume.
@@ -314,6 +317,7 @@ impl Device {
             uuid: raw.uuid,
             made: raw.init_time,
             changed: raw.modification_time,
+            generation: raw.generation,
             local: raw.flags & 1 != 0,
             volume,
             metadata: Vec::new(),
@@ -399,6 +403,7 @@ impl Device {
         }
         let mut device = Self::assumed(bytes, raw.data_offset, 0);
         (device.major, device.minor, device.uuid) = (raw.major_version, raw.minor_version, raw.uuid);
+        (device.changed, device.generation) = (raw.modification_time, raw.generation);
         (device.total_bytes, device.made, device.local) = (raw.total_bytes, raw.init_time, raw.flags & 1 != 0);
         if raw.total_bytes > bytes.len() {
             device.findings.push(short(bytes.len(), raw.total_bytes));
@@ -449,6 +454,7 @@ impl Device {
             uuid: [0; 16],
             made: 0,
             changed: 0,
+            generation: 0,
             local: false,
             volume,
             metadata: Vec::new(),
@@ -628,7 +634,23 @@ impl Device {
         // Without a header a device has no id of its own, but its place in the volume is nobody else's.
         let id = if self.uuid == [0; 16] { self.volume.first_pe.to_le_bytes().to_vec() } else { self.uuid.to_vec() };
         let (first, count) = (self.volume.first_pe, self.volume.num_devices.max(1));
-        Member { set, first, count, id, changed: self.changed.max(self.volume.modification_time) }
+        let changed = self.changed.max(self.volume.modification_time);
+        let (epoch, generation) = (self.volume.generation, self.generation);
+        Member { set, first, count, id, epoch, generation, changed }
+    }
+
+    /// Which extent of its volume the device is, as far as it can tell alone, and which are then missing.
+    pub(super) fn place(&self) -> String {
+        let VolumeEntry { first_pe, last_pe, logical_size, num_devices: count, .. } = self.volume;
+        let before = count.saturating_sub(1);
+        let missing = if before > 1 { format!("extents 1 to {before} are") } else { "extent 1 is".to_owned() };
+        let volume = uuid(self.volume.uuid);
+        if count > 1 && last_pe.saturating_add(1).saturating_mul(EXTENT) >= logical_size {
+            return format!("extent {count} of {count} of volume {volume}; {missing} missing");
+        }
+        format!(
+            "a later one of {count} extents of volume {volume}, its pieces {first_pe} to {last_pe}; extent 1 is missing"
+        )
     }
 
     /// Logical bytes that the volume table gives to this device.

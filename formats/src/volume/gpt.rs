@@ -1,7 +1,8 @@
 //! GUID partition table: UEFI Specification 2.10, section 5.3, with sectors of 512 and of 4096 bytes.
 //!
-//! Both copies are read. The primary is used if its checksums hold, else the backup if its do, else what there is,
-//! doubtfully.
+//! Both copies are read. The primary is used if its checksums hold, whatever the backup says: systems do the same, and
+//! a backup stays behind where a disk grew or got another table. Else the backup is used if its do, as inferred, and
+//! doubtfully where the damaged primary has other partitions. Else what there is, doubtfully.
 
 use super::boot::{BootSector, PROTECTIVE, bytes, overlaps, type_name, volume_name};
 use crate::adapt::{Trusted, Window};
@@ -194,8 +195,9 @@ fn probe(layer: &dyn Layer) -> u8 {
             && RawHeader::load(layer, at)
                 .is_ok_and(|header| header_crc(layer, at, sector, &header) == Some(header.header_crc32))
     };
+    // A backup alone may be what is left of a table that the disk no longer has: whatever is at the start goes first.
     if SECTORS.into_iter().flat_map(|sector| backup_places(layer, sector)).any(holds) {
-        score::PROVEN
+        score::REMAINS
     } else {
         score::NONE
     }
@@ -221,7 +223,10 @@ fn open(layer: &Bytes, _: &Memo) -> Result<Opened, Error> {
 
 /// The copy to use, and how far to believe it.
 fn choose(layer: &dyn Layer, findings: &mut Vec<Finding>) -> Result<(Copy, Trust), Error> {
-    let primary = SECTORS.into_iter().find(|sector| has_signature(layer, *sector));
+    // What is left of a table of the other sector size may stand before the one that counts.
+    let signed = SECTORS.into_iter().filter(|sector| has_signature(layer, *sector));
+    let whole = |sector: &u64| Copy::load(layer, *sector, *sector).is_ok_and(|copy| copy.is_whole());
+    let primary = signed.clone().find(whole).or_else(|| signed.clone().next());
     let mut backups: Vec<(u64, u64)> = Vec::new();
     let loaded = match primary {
         Some(sector) => Copy::load(layer, sector, sector).map_err(|why| (sector, why)),
@@ -259,18 +264,28 @@ fn choose(layer: &dyn Layer, findings: &mut Vec<Finding>) -> Result<(Copy, Trust
     }
     match (primary, backup) {
         (Some(primary), Some(backup)) if primary.is_whole() && backup.is_whole() => {
-            let mut trust = Trust::Sound;
-            if !primary.agrees(&backup) {
-                trust = Trust::Doubtful;
-                let text = format!("the backup table at {:#x} describes other partitions than the primary", backup.at);
-                note(findings, "GPT-DISAGREE", backup.at, trust, text);
+            let trust = if primary.agrees(&backup) { Trust::Sound } else { Trust::Inferred };
+            if trust != Trust::Sound {
+                let at = backup.at;
+                let text =
+                    format!("the backup table at {at:#x} describes other partitions than the primary, which is used");
+                note(findings, "GPT-DISAGREE", at, trust, text);
             }
             Ok((primary, trust))
         }
         (Some(primary), _) if primary.is_whole() => Ok((primary, Trust::Sound)),
         (Some(primary), Some(backup)) => {
-            Ok((if backup.score > primary.score { backup } else { primary }, Trust::Doubtful))
+            let agree = primary.entries == backup.entries;
+            if !agree {
+                let (used, other) =
+                    if backup.score > primary.score { ("backup", "primary") } else { ("primary", "backup") };
+                let text = format!("the {other} table describes other partitions than the {used}, which is used");
+                note(findings, "GPT-DISAGREE", backup.at, Trust::Doubtful, text);
+            }
+            let trust = if agree && backup.is_whole() { Trust::Inferred } else { Trust::Doubtful };
+            Ok((if backup.score > primary.score { backup } else { primary }, trust))
         }
+        (None, Some(backup)) if backup.is_whole() => Ok((backup, Trust::Inferred)),
         (Some(copy), None) | (None, Some(copy)) => Ok((copy, Trust::Doubtful)),
         (None, None) => {
             let found: Vec<String> = findings.iter().map(|finding| finding.text.clone()).collect();
