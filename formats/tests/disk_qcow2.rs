@@ -359,8 +359,8 @@ fn one_damage_is_one_outcome() {
     let unmapped = |at: u64, len: u64| vec![(at, len, "unmapped".to_owned())];
     let cases: Vec<Case> = vec![
         ("past the end", |b| l2(b, 3, 1 << 63 | 99 << 30), truncated(3 * C, C), &["QCOW2-L2-RANGE"]),
-        ("unaligned", |b| l2(b, 3, 1 << 63 | 0x5200), unmapped(3 * C, C), &["QCOW2-L2-ENTRY"]),
-        ("reserved", |b| l2(b, 3, 1 << 58 | 0x5000), unmapped(3 * C, C), &["QCOW2-L2-ENTRY"]),
+        ("behind the hole", |b| l2(b, 12, 1 << 63 | 0x5200), unmapped(12 * C, C), &["QCOW2-L2-ENTRY"]),
+        ("reserved", |b| l2(b, 12, 1 << 58 | 0x5000), unmapped(12 * C, C), &["QCOW2-L2-ENTRY"]),
         (
             "cut in the last cluster",
             |b| b.truncate(10 * 4096 + 100),
@@ -374,9 +374,15 @@ fn one_damage_is_one_outcome() {
             [truncated(0, 2 * C), unmapped(2 * C, 14 * C)].concat(),
             &["QCOW2-L2-RANGE", "QCOW2-L2-ENTRY"],
         ),
-        ("L2 table past the end", |b| b[4096 + 2] = 1, unmapped(0, 16 * C), &["QCOW2-L2-ENTRY"]),
-        ("L2 table unaligned", |b| b[4096 + 6] = 0x22, unmapped(0, 16 * C), &["QCOW2-L2-ENTRY"]),
-        ("L1 table past the end", |b| b[43] = 1, unmapped(0, 16 * C), &["QCOW2-L2-ENTRY"]),
+        (
+            "the L2 table past the end",
+            |b| {
+                b[4096 + 2] = 1;
+                b[8192..12288].fill(0);
+            },
+            unmapped(0, 16 * C),
+            &["QCOW2-L2-ENTRY"],
+        ),
         ("packed past the end", |b| l2(b, 3, 1 << 62 | 1 << 40), truncated(3 * C, C), &["QCOW2-L2-RANGE"]),
     ];
     for (name, patch, lost, codes) in cases {
@@ -389,15 +395,66 @@ fn one_damage_is_one_outcome() {
     }
 }
 
+/// What a table lost is put back where only one place is left for it, and says that it was.
+#[test]
+fn what_tables_lost_is_put_back() {
+    type Case = (&'static str, fn(&mut Vec<u8>), &'static [&'static str]);
+    let cases: [Case; 8] = [
+        ("an entry that is not aligned", |b| l2(b, 3, 1 << 63 | 0x5200), &["QCOW2-L2-MENDED"]),
+        ("an entry with reserved bits", |b| l2(b, 3, 1 << 58 | 0x5000), &["QCOW2-L2-MENDED"]),
+        ("two entries of noise", |b| (4..6).for_each(|i| l2(b, i, u64::MAX)), &["QCOW2-L2-MENDED"]),
+        ("L2 table past the end", |b| b[4096 + 2] = 1, &["QCOW2-L1-MENDED"]),
+        ("L2 table unaligned", |b| b[4096 + 6] = 0x22, &["QCOW2-L1-MENDED"]),
+        ("L1 table zeroed", |b| b[4096..8192].fill(0), &["QCOW2-L1-MENDED"]),
+        ("L1 table past the end", |b| b[43] = 1, &["QCOW2-L1-MENDED"]),
+        ("a header without an L1 table", |b| b[36..40].fill(0), &["QCOW2-L1-MENDED"]),
+    ];
+    let whole = all(&disk(&memory(image())));
+    for (name, patch, codes) in cases {
+        let mut bytes = image();
+        patch(&mut bytes);
+        let layer = disk(&memory(bytes));
+        check(&layer);
+        assert!(all(&layer) == whole, "{name}: {:?}", map(&layer));
+        assert_eq!(findings(&layer), codes, "{name}");
+        let hit = read_vec(&*layer, 3 * 4096, 3 * 4096).1.trust;
+        assert!(hit >= Trust::Inferred, "{name}");
+        assert!(map(&layer).iter().filter(|row| row.2 == "hole").all(|row| row.3 >= Trust::Inferred), "{name}");
+    }
+}
+
+/// A cluster that two entries name is doubtful in both, and so is one that is a table.
+#[test]
+fn shared_clusters_are_doubtful() {
+    for (entry, doubtful) in [(5 * 4096, vec![2, 7]), (2 * 4096, vec![7]), (4096, vec![7]), (0x1000_0000, vec![])] {
+        let mut bytes = image();
+        l2(&mut bytes, 7, 1 << 63 | entry);
+        let layer = disk(&memory(bytes));
+        check(&layer);
+        let seen: Vec<u64> = (0..8).filter(|n| read_vec(&*layer, n * 4096, 4096).1.trust == Trust::Doubtful).collect();
+        let all: Vec<u64> = (0..8).collect();
+        // The table itself has two owners: all of it is doubtful.
+        assert_eq!(seen, if entry == 2 * 4096 { all } else { doubtful }, "{entry:#x}");
+        assert_eq!(findings(&layer).contains(&"QCOW2-SHARED"), !seen.is_empty());
+    }
+}
+
 #[test]
 fn unreadable_table_sectors_cost_their_entries() {
     let broken = Damaged::new(memory(image()), vec![8192 + 16..8192 + 32, 5 * 4096..5 * 4096 + 512], Why::Unreadable);
     let layer = disk(&(Arc::new(broken) as Bytes));
     check(&layer);
-    let rows = [(2 * 4096, 2 * 4096, "unmapped".to_owned())];
-    assert_eq!(gaps(&layer), rows, "entries 2 and 3; the data of entry 2 is not asked for");
-    let run = walk(&*layer, 2 * 4096..3 * 4096).next().unwrap();
-    assert!(matches!(run.place, Place::Lost(loss) if loss.at == 8192 + 16), "at the entry");
+    // Only two clusters are left for the two entries; the data of the first is not all there.
+    assert_eq!(gaps(&layer), [(2 * 4096, 512, "unreadable".to_owned())]);
+    let (bytes, seen) = read_vec(&*layer, 3 * 4096, 4096);
+    assert!(bytes.iter().all(|byte| *byte == 4) && seen.is_whole() && seen.trust == Trust::Inferred);
+    // Without the end of the file nothing tells which of two is there.
+    let broken = Damaged::new(memory(image()[..10 * 4096].to_vec()), vec![8192 + 48..8192 + 64], Why::Unreadable);
+    let layer = disk(&(Arc::new(broken) as Bytes));
+    check(&layer);
+    assert_eq!(gaps(&layer), [(6 * 4096, 2 * 4096, "unmapped".to_owned())]);
+    let run = walk(&*layer, 6 * 4096..8 * 4096).next().unwrap();
+    assert!(matches!(run.place, Place::Lost(loss) if loss.at == 8192 + 48), "at the entry");
 }
 
 #[test]

@@ -4,10 +4,14 @@
 //! through the case's cache, so that a header that claims a table of gigabytes costs nothing.
 //! Refcounts are not needed for reading and are not read.
 
+mod anchors;
 mod bitmap;
+mod bits;
+mod census;
 mod entry;
 mod header;
 mod layer;
+mod mend;
 mod snapshot;
 
 use crate::codec::Zstd;
@@ -19,9 +23,9 @@ use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
 use crate::read::read_exact;
 use byteorder::{BigEndian, ByteOrder};
-use entry::Dialect;
+use census::{Plan, Refcounts, State};
 use header::{Compression, Header, crypt_name, incompatible};
-use layer::{Metadata, Other, Qcow2};
+use layer::{Metadata, Other, Qcow2, Whole};
 use snapshot::Snapshot;
 use std::sync::Arc;
 
@@ -92,6 +96,28 @@ struct Image {
 }
 
 impl Image {
+    /// The current state and those of the snapshots.
+    fn states(&self) -> Vec<State> {
+        let file = self.tables.layer().len();
+        // Hostile headers claim billions; entries behind the end of the file map nothing.
+        let inside = |l1: u64, size: u32| u64::from(size).min(file.saturating_sub(l1).div_ceil(8));
+        let Header { l1_table_offset: l1, l1_size, size, .. } = self.header;
+        let mut states = vec![State { l1, l1_size: inside(l1, l1_size), len: size }];
+        states.extend(self.snapshots.iter().map(|snapshot| {
+            let l1 = snapshot.l1_table_offset;
+            State { l1, l1_size: inside(l1, snapshot.l1_size), len: snapshot.size }
+        }));
+        states
+    }
+
+    /// The counters, if the header says where they are.
+    fn refcounts(&self) -> Option<Refcounts> {
+        let Header { refcount_table_offset: at, refcount_order: order, .. } = self.header;
+        let entries = u64::from(self.header.refcount_table_clusters).saturating_mul(self.header.cluster_size()) >> 3;
+        let right = at != 0 && at.is_multiple_of(self.header.cluster_size()) && entries > 0;
+        right.then_some(Refcounts { at, entries, order })
+    }
+
     fn join(&self, others: &[Option<Bytes>]) -> Content {
         let mut others = others.iter();
         let mut other = |wanted: bool, name_at: u64| match others.next() {
@@ -108,36 +134,38 @@ impl Image {
         } else {
             Other::None
         };
-        let state = |l1_table_offset, l1_size: u32, len, metadata: &[Metadata]| -> Bytes {
+        let states = self.states();
+        let plan = Plan {
+            tables: self.tables.clone(),
+            dialect: self.header.dialect(),
+            states: states.clone(),
+            refcounts: self.refcounts(),
+            metadata: self.metadata.clone(),
+        };
+        let whole = Arc::new(Whole::new(plan));
+        let state = |number: usize, state: &State| -> Bytes {
             Arc::new(Qcow2 {
+                whole: whole.clone(),
+                number,
                 tables: self.tables.clone(),
                 // Units are keyed by guest offset: each state has its own.
                 units: self.memo.share(),
-                l1_table_offset,
-                // Hostile headers claim billions; entries behind the end of the file map nothing.
-                l1_size: u64::from(l1_size).min(self.tables.layer().len().saturating_sub(l1_table_offset).div_ceil(8)),
-                len,
-                dialect: Dialect {
-                    cluster_bits: self.header.cluster_bits,
-                    zero_bit: self.header.version >= 3,
-                    extended: self.header.has(incompatible::EXTENDED_L2),
-                    data_file: self.header.has(incompatible::DATA_FILE),
-                },
+                l1_table_offset: state.l1,
+                l1_size: state.l1_size,
+                len: state.len,
+                dialect: self.header.dialect(),
                 compression: self.header.compression,
                 zstd: Zstd::default(),
                 sealed: self.header.crypt_method != 0,
                 backing: backing.clone(),
                 data_file: data_file.clone(),
                 trust: self.trust,
-                metadata: metadata.to_vec(),
+                metadata: if number == 0 { self.metadata.clone() } else { Vec::new() },
             })
         };
-        let Header { l1_table_offset, l1_size, size, .. } = self.header;
-        let mut disks = vec![Disk { name: Vec::new(), bytes: state(l1_table_offset, l1_size, size, &self.metadata) }];
-        disks.extend(self.snapshots.iter().map(|snapshot| Disk {
-            name: snapshot.name.clone(),
-            bytes: state(snapshot.l1_table_offset, snapshot.l1_size, snapshot.size, &[]),
-        }));
+        let names = std::iter::once(Vec::new()).chain(self.snapshots.iter().map(|snapshot| snapshot.name.clone()));
+        let disks = names.zip(states.iter().enumerate());
+        let disks = disks.map(|(name, (number, it))| Disk { name, bytes: state(number, it) }).collect();
         Content::Disks(disks)
     }
 }

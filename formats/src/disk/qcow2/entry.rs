@@ -1,6 +1,8 @@
 //! L2 entries: "Cluster mapping" and "Extended L2 Entries" of the specification.
 
+use crate::blocks::mask;
 use crate::layer::Why;
+use byteorder::{BigEndian, ByteOrder};
 
 /// Bits 9 to 55: where a table or cluster lies in the file.
 pub(super) const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
@@ -10,6 +12,17 @@ const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
 /// Subclusters of a cluster with extended L2 entries.
 pub(super) const SUBCLUSTERS: u32 = 32;
+
+/// What an entry of an L1 table says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Table {
+    /// Nothing that it would map was ever written.
+    None,
+    /// Where the L2 table lies.
+    At(u64),
+    /// The entry can't be right.
+    Broken,
+}
 
 /// What the entries of one image may say.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +51,23 @@ pub(super) enum Spot {
     Broken(Why),
 }
 
+/// What an L2 entry takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// The cluster was never written.
+    Nothing,
+    /// It is zeros and has no place.
+    Zero,
+    /// This cluster of the file.
+    Cluster(u64),
+    /// A place in the data file.
+    Elsewhere,
+    /// Bytes of the file that a compressed cluster has.
+    Packed { at: u64, len: u64 },
+    /// The entry can't be right.
+    Broken,
+}
+
 impl Dialect {
     /// Bytes of an entry.
     pub(super) fn entry_len(self) -> u64 {
@@ -49,12 +79,70 @@ impl Dialect {
         if self.extended { self.cluster_bits.saturating_sub(5) } else { self.cluster_bits }
     }
 
+    /// log2 of the entries of a table.
+    pub(super) fn l2_bits(self) -> u32 {
+        self.cluster_bits.saturating_sub(if self.extended { 4 } else { 3 })
+    }
+
+    /// log2 of the guest bytes that an L1 entry maps.
+    pub(super) fn span_bits(self) -> u32 {
+        self.cluster_bits.saturating_add(self.l2_bits())
+    }
+
+    /// What an L1 entry says. The specification: bits 0 to 8 and 56 to 62 are reserved.
+    pub(super) fn table(self, entry: u64) -> Table {
+        let table = entry & OFFSET;
+        let reserved = entry & !(OFFSET | COPIED);
+        match (table, reserved) {
+            (0, 0) => Table::None,
+            (_, 0) if table & mask(self.cluster_bits) == 0 => Table::At(table),
+            _ => Table::Broken,
+        }
+    }
+
+    /// Whether these bytes of an entry could be one of a file of `len` bytes.
+    pub(super) fn can_be(self, bytes: &[u8], len: u64) -> bool {
+        let word = |at: usize| bytes.get(at..at.saturating_add(8)).map_or(0, BigEndian::read_u64);
+        match self.taken(word(0), if self.extended { word(8) } else { 0 }) {
+            Taken::Nothing | Taken::Zero => true,
+            Taken::Cluster(host) => host < len,
+            Taken::Packed { at, .. } => at < len,
+            Taken::Elsewhere | Taken::Broken => false,
+        }
+    }
+
+    /// What of the file an entry takes, whatever it says of its zeros.
+    pub(super) fn taken(self, entry: u64, bitmap: u64) -> Taken {
+        if entry & COMPRESSED != 0 {
+            return match self.packed(entry) {
+                Spot::Packed { at, len } => Taken::Packed { at, len },
+                _ => Taken::Broken,
+            };
+        }
+        let flag = if self.zero_bit && !self.extended { ZERO } else { 0 };
+        let (allocated, zeros) = (bitmap & 0xFFFF_FFFF, bitmap >> SUBCLUSTERS);
+        let host = entry & OFFSET;
+        let has_place = host != 0 || (self.data_file && entry & COPIED != 0);
+        if entry & !(OFFSET | COPIED | flag) != 0
+            || host & mask(self.cluster_bits) != 0
+            || (self.extended && (allocated & zeros != 0 || (allocated != 0 && !has_place)))
+        {
+            return Taken::Broken;
+        }
+        match host {
+            _ if self.data_file && has_place => Taken::Elsewhere,
+            0 if entry & ZERO != 0 || zeros != 0 => Taken::Zero,
+            0 => Taken::Nothing,
+            host => Taken::Cluster(host),
+        }
+    }
+
     /// What `entry` and its `bitmap` say of subcluster `sub`, which is 0 without extended entries.
     pub(super) fn spot(self, entry: u64, bitmap: u64, sub: u32) -> Spot {
         if entry & COMPRESSED != 0 {
             return self.packed(entry);
         }
-        let cluster_mask = !u64::MAX.checked_shl(self.cluster_bits).unwrap_or(0);
+        let cluster_mask = mask(self.cluster_bits);
         let host = entry & OFFSET;
         let zero_bit = self.zero_bit && !self.extended;
         let reserved = entry & !(OFFSET | COPIED | if zero_bit { ZERO } else { 0 });

@@ -1,5 +1,6 @@
 //! Header and header extensions: QEMU's `docs/interop/qcow2.rst`, sections "Header" and "Header extensions".
 
+use super::entry::Dialect;
 use crate::error::Error;
 use crate::layer::{Layer, Trust};
 use crate::note::Finding;
@@ -131,14 +132,19 @@ impl Header {
         1_u64.checked_shl(self.cluster_bits).unwrap_or(u64::MAX)
     }
 
-    /// log2 of the number of L2 entries in a table.
-    pub(super) fn l2_bits(&self) -> u32 {
-        self.cluster_bits.saturating_sub(if self.has(incompatible::EXTENDED_L2) { 4 } else { 3 })
+    /// How its entries are to be read.
+    pub(super) fn dialect(&self) -> Dialect {
+        Dialect {
+            cluster_bits: self.cluster_bits,
+            zero_bit: self.version >= 3,
+            extended: self.has(incompatible::EXTENDED_L2),
+            data_file: self.has(incompatible::DATA_FILE),
+        }
     }
 
     /// log2 of the guest bytes that one L1 entry maps. At most 39.
     pub(super) fn l1_span_bits(&self) -> u32 {
-        self.cluster_bits.saturating_add(self.l2_bits())
+        self.dialect().span_bits()
     }
 
     pub(super) fn load(layer: &dyn Layer) -> Result<Self, Error> {

@@ -1,16 +1,20 @@
 //! One state of an image, the current one or a snapshot's, as a layer.
 
-use super::entry::{COPIED, Dialect, OFFSET, Spot};
+use super::census::{Census, Plan};
+use super::entry::{Dialect, Spot, Table};
 use super::header::Compression;
+use super::mend::Mend;
 use crate::audit::{Codes, audit_runs, claim, parts};
+use crate::blocks::{mask, shl};
 use crate::codec::{Cut, Zstd, inflate};
 use crate::entries::{Entries, Page};
 use crate::layer::{Bytes, Fault, Layer, Loss, MAX_UNIT, Place, Run, Trust, Unit, Why};
 use crate::memo::Memo;
-use crate::note::{Sink, Use};
+use crate::note::{Note, Sink, Use};
 use crate::num::wide;
 use std::fmt;
 use std::ops::ControlFlow;
+use std::sync::{Arc, OnceLock};
 
 /// Another file that an image needs.
 #[derive(Clone)]
@@ -23,8 +27,40 @@ pub(super) enum Other {
     Given(Bytes),
 }
 
+/// All states of an image, and what comparing them shows: worked out once, when somebody first asks for bytes.
+pub(super) struct Whole {
+    plan: Plan,
+    known: OnceLock<(Census, Mend)>,
+}
+
+impl Whole {
+    pub(super) fn new(plan: Plan) -> Self {
+        Self { plan, known: OnceLock::new() }
+    }
+
+    pub(super) fn known(&self) -> (&Census, &Mend) {
+        let (census, mend) = self.known.get_or_init(|| {
+            let census = Census::new(&self.plan);
+            let mend = Mend::new(&self.plan, &census);
+            (census, mend)
+        });
+        (census, mend)
+    }
+
+    /// What bytes that no table names are worth: they may have had an entry that is lost.
+    fn hole(&self) -> Trust {
+        let (census, _) = self.known();
+        // What no counter tells of is free where nothing else is wrong.
+        let none = if census.damaged { census.orphans.is_empty() } else { census.counted.is_empty() };
+        if census.complete && none { Trust::Sound } else { Trust::Inferred }
+    }
+}
+
 /// The guest's disk in one state.
 pub(super) struct Qcow2 {
+    pub whole: Arc<Whole>,
+    /// Which of the states; 0 is the current one.
+    pub number: usize,
     pub tables: Entries,
     pub units: Memo,
     pub l1_table_offset: u64,
@@ -76,8 +112,12 @@ impl Qcow2 {
 
     /// log2 of the guest bytes that one L1 entry maps.
     fn l1_span_bits(&self) -> u32 {
-        let l2_bits = self.dialect.cluster_bits.saturating_sub(if self.dialect.extended { 4 } else { 3 });
-        self.dialect.cluster_bits.saturating_add(l2_bits)
+        self.dialect.span_bits()
+    }
+
+    /// What was put back of the current state.
+    fn mend(&self) -> Option<&Mend> {
+        (self.number == 0).then(|| self.whole.known().1)
     }
 
     fn cluster_size(&self) -> u64 {
@@ -102,43 +142,71 @@ impl Qcow2 {
         Ok(self.dialect.spot(entry, bitmap, lookup.sub))
     }
 
+    /// What the entry says, or what was put in its place, and how far to believe it.
+    fn answer(&self, page: &Page, lookup: &Lookup, at: u64) -> Result<(Spot, Trust), Loss> {
+        let told = self.spot(page, lookup);
+        if let Some(mend) = self.mend().filter(|mend| !mend.clusters.is_empty())
+            && matches!(told, Ok(Spot::Unallocated | Spot::Broken(_)) | Err(_))
+            && let Some((host, trust)) = mend.clusters.get(&(at >> self.dialect.cluster_bits))
+        {
+            let into = u64::from(lookup.sub).checked_shl(self.dialect.grain_bits()).unwrap_or(0);
+            // Which of the subclusters were written is lost with the entry.
+            let trust = if self.dialect.extended { Trust::Doubtful } else { *trust };
+            return Ok((Spot::Data(host.saturating_add(into)), trust));
+        }
+        let spot = told?;
+        let (census, _) = self.whole.known();
+        let range = match spot {
+            Spot::Data(host) if matches!(self.data_file, Other::None) => self.whole.plan.span(host, 1),
+            Spot::Packed { at, len } => self.whole.plan.span(at, len),
+            _ => 0..0,
+        };
+        let shared = census.shared.ones(range).next().is_some();
+        Ok((spot, if shared { Trust::Doubtful } else { Trust::Sound }))
+    }
+
     /// The run at `at` as far as the L1 table tells; the L2 table that maps it otherwise.
     fn l1_run(&self, at: u64, want: u64) -> Result<(u64, u64, Trust), Run<'_>> {
         let bits = self.l1_span_bits();
         let span_end = |index: u64| index.saturating_add(1).saturating_mul(shl(1, bits));
         let rest = |index: u64| span_end(index).saturating_sub(at).min(want);
         let first = at >> bits;
+        let mended = |index: u64| self.mend().and_then(|mend| mend.tables.get(&index));
+        if let Some((table, trust)) = mended(first) {
+            return Ok((*table, rest(first), self.trust.max(*trust)));
+        }
         if first >= self.l1_size {
             // Nothing says where these bytes are, nor that there are none.
-            return Err(Run::lost(want, Why::Unmapped, self.l1_entry_at(self.l1_size)));
+            let next = self.mend().and_then(|mend| mend.tables.range(first..).next());
+            let len = next.map_or(want, |(next, _)| shl(*next, bits).saturating_sub(at).min(want));
+            return Err(Run::lost(len, Why::Unmapped, self.l1_entry_at(self.l1_size)));
         }
         let entry_at = self.l1_entry_at(first);
         let page = self.tables.page(entry_at);
         let entry = page.be64(entry_at).map_err(|loss| Run::lost(rest(first), loss.why, loss.at))?;
         let trust = page.trust().max(self.trust);
-        // The specification: bits 0 to 8 and 56 to 62 are reserved.
-        let table = entry & OFFSET;
-        let reserved = entry & !(OFFSET | COPIED);
-        if table == 0 && reserved == 0 {
-            let mut last = first;
-            loop {
-                let next = last.saturating_add(1);
-                let next_at = self.l1_entry_at(next);
-                let zero = page.be64(next_at).is_ok_and(|entry| entry & !COPIED == 0);
-                if span_end(last).saturating_sub(at) >= want || next >= self.l1_size || !page.covers(next_at) || !zero {
-                    break;
+        match self.dialect.table(entry) {
+            Table::None => {
+                let mut last = first;
+                loop {
+                    let next = last.saturating_add(1);
+                    let next_at = self.l1_entry_at(next);
+                    let none = page.be64(next_at).is_ok_and(|entry| self.dialect.table(entry) == Table::None);
+                    let more = span_end(last).saturating_sub(at) < want && next < self.l1_size;
+                    if !more || !page.covers(next_at) || !none || mended(next).is_some() {
+                        break;
+                    }
+                    last = next;
                 }
-                last = next;
+                if self.mend().is_some_and(|mend| mend.l1_lost) {
+                    return Err(Run::lost(rest(last), Why::Unmapped, entry_at));
+                }
+                Err(self.below_parent(at, rest(last), trust.max(self.whole.hole())))
             }
-            return Err(self.below_parent(at, rest(last), trust));
+            Table::Broken => Err(Run::lost(rest(first), Why::Unmapped, entry_at)),
+            Table::At(table) if table >= self.file().len() => Err(Run::lost(rest(first), Why::Unmapped, table)),
+            Table::At(table) => Ok((table, rest(first), trust)),
         }
-        if reserved != 0 || table & mask(self.dialect.cluster_bits) != 0 {
-            return Err(Run::lost(rest(first), Why::Unmapped, entry_at));
-        }
-        if table >= self.file().len() {
-            return Err(Run::lost(rest(first), Why::Unmapped, table));
-        }
-        Ok((table, rest(first), trust))
     }
 
     /// What this image leaves to its backing file.
@@ -195,7 +263,7 @@ impl Qcow2 {
     }
 
     /// How many bytes from `at` on are of one piece with `first`, as far as the page tells.
-    fn merged(&self, page: &Page, table: u64, at: u64, want: u64, first: Spot) -> u64 {
+    fn merged(&self, page: &Page, table: u64, at: u64, want: u64, (first, trust): (Spot, Trust)) -> u64 {
         let bits = self.dialect.grain_bits();
         let grain = shl(1, bits);
         let start = at & !mask(bits);
@@ -206,9 +274,11 @@ impl Qcow2 {
                 break;
             }
             let into = at.saturating_add(len).saturating_sub(start);
-            let goes_on = match (first, self.spot(page, &lookup)) {
-                (Spot::Data(host), Ok(Spot::Data(next))) => host.checked_add(into) == Some(next),
-                (Spot::Unallocated | Spot::Zero, Ok(next)) => next == first,
+            let goes_on = match (first, self.answer(page, &lookup, at.saturating_add(len))) {
+                (Spot::Data(host), Ok((Spot::Data(next), next_trust))) => {
+                    host.checked_add(into) == Some(next) && trust == next_trust
+                }
+                (Spot::Unallocated | Spot::Zero, Ok((next, _))) => next == first,
                 _ => false,
             };
             if !goes_on {
@@ -239,17 +309,29 @@ impl Layer for Qcow2 {
             return Run::lost(want, Why::Unmapped, lookup.table);
         }
         let page = self.tables.page(lookup.entry);
-        let trust = trust.max(page.trust());
-        let spot = match self.spot(&page, &lookup) {
-            Ok(spot) => spot,
+        let (census, mend) = self.whole.known();
+        // One entry that can't be is damage that reaches further than the entry; so is a second owner of the table.
+        let doubt = census.is_odd(table) || census.shared.has(table >> self.dialect.cluster_bits);
+        let trust = trust.max(page.trust()).max(if doubt { Trust::Doubtful } else { Trust::Sound });
+        let answer = match self.answer(&page, &lookup, at) {
+            Ok(answer) => answer,
             Err(loss) => {
                 let cluster_end = at | mask(self.dialect.cluster_bits);
                 return Run::lost(cluster_end.saturating_sub(at).saturating_add(1).min(want), loss.why, loss.at);
             }
         };
-        let len = self.merged(&page, table, at, want, spot);
+        let len = self.merged(&page, table, at, want, answer);
+        let (spot, told) = answer;
+        let trust = trust.max(told);
         match spot {
-            Spot::Unallocated => self.below_parent(at, len, trust),
+            Spot::Unallocated if mend.emptied.binary_search(&table).is_ok() => {
+                Run::lost(len, Why::Unmapped, lookup.table)
+            }
+            Spot::Unallocated => {
+                let thinned = mend.thinned.binary_search(&table).is_ok();
+                let doubt = if thinned { Trust::Doubtful } else { self.whole.hole() };
+                self.below_parent(at, len, trust.max(doubt))
+            }
             Spot::Zero => Run { len, place: Place::Zero, trust },
             Spot::Broken(why) => Run::lost(len, why, lookup.entry),
             Spot::Data(_) | Spot::Packed { .. } if self.sealed => Run::lost(len, Why::Sealed, 32),
@@ -283,7 +365,12 @@ impl Layer for Qcow2 {
         if part == 0 {
             let needed = self.len.div_ceil(shl(1, self.l1_span_bits()));
             let len = self.l1_size.min(needed).saturating_mul(8);
-            claim(self.file(), self.l1_table_offset, len, Use::Metadata, sink)?;
+            claim(self.file(), self.l1_table_offset, len, Use::Metadata, &mut *sink)?;
+            if let Some(mend) = self.mend() {
+                for finding in &mend.findings {
+                    sink(Note::Finding(finding.clone()))?;
+                }
+            }
             self.metadata.iter().try_for_each(|what| self.claim_metadata(*what, &mut *sink))?;
         }
         if part.saturating_add(1) >= self.parts() {
@@ -344,11 +431,3 @@ impl Qcow2 {
 }
 
 const CODES: Codes = Codes { range: "QCOW2-L2-RANGE", entry: "QCOW2-L2-ENTRY" };
-
-fn shl(n: u64, bits: u32) -> u64 {
-    n.checked_shl(bits).unwrap_or(0)
-}
-
-fn mask(bits: u32) -> u64 {
-    !u64::MAX.checked_shl(bits).unwrap_or(0)
-}
