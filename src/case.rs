@@ -59,6 +59,8 @@ pub struct Options {
     pub mmap: bool,
     /// Where sweeps are kept for the next command.
     pub keep: Option<PathBuf>,
+    /// Whether a name in an image of the host may lead out of the image's folder.
+    pub outside: bool,
 }
 
 /// A datastore or another tree of files that was found.
@@ -132,6 +134,8 @@ pub struct Case {
     found: OnceLock<Found>,
     /// The folders of the host in which sources lie: listed once, however many ask what lies beside them.
     folders: Mutex<HashMap<PathBuf, Arc<Folder>>>,
+    /// Whether a name in an image of the host may lead out of the image's folder.
+    outside: bool,
 }
 
 /// Bytes of tables and decoded units that are kept in memory.
@@ -154,6 +158,7 @@ impl Case {
             names: Names::default(),
             found: OnceLock::new(),
             folders: Mutex::default(),
+            outside: options.outside,
         };
         discover::run(&mut case, options, progress)?;
         if options.deep {
