@@ -61,6 +61,8 @@ pub struct Options {
     pub mmap: bool,
     /// Where sweeps are kept for the next command.
     pub keep: Option<PathBuf>,
+    /// Whether a name in an image of the host may lead out of the image's folder.
+    pub outside: bool,
 }
 
 /// A datastore or another tree of files that was found.
@@ -136,6 +138,8 @@ pub struct Case {
     compared: OnceLock<Compared>,
     /// The folders of the host in which sources lie: listed once, however many ask what lies beside them.
     folders: Mutex<HashMap<PathBuf, Arc<Folder>>>,
+    /// Whether a name in an image of the host may lead out of the image's folder.
+    outside: bool,
 }
 
 /// Bytes of tables and decoded units that are kept in memory.
@@ -159,6 +163,7 @@ impl Case {
             found: OnceLock::new(),
             compared: OnceLock::new(),
             folders: Mutex::default(),
+            outside: options.outside,
         };
         discover::run(&mut case, options, progress)?;
         if options.deep {

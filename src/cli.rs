@@ -84,6 +84,10 @@ struct Global {
     /// A further extent or member, or a folder in which parents and extents may lie (repeatable)
     #[arg(long, global = true, value_name = "FILE|DIR")]
     with: Vec<PathBuf>,
+    /// Follow the names that images give of parents and extents wherever they lead: absolute, through `..`, through
+    /// links. Only for images that you trust: whoever made one can have any file of this machine read
+    #[arg(long, global = true)]
+    allow_outside: bool,
     /// A ddrescue map of an input: every status but + is lost (repeatable)
     #[arg(long = "mapfile", global = true, value_name = "IMAGE=MAP[@SHIFT]")]
     maps: Vec<OsString>,
@@ -192,6 +196,7 @@ impl Global {
             deep: self.deep,
             keep: self.case.clone(),
             mmap: self.mmap,
+            outside: self.allow_outside,
         };
         let progress = self.progress();
         let case = Case::open(&options, &progress)?;

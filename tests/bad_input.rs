@@ -275,6 +275,32 @@ fn a_reader_that_goes_away_is_no_failure() {
 }
 
 #[test]
+fn a_later_segment_is_no_image_and_a_missing_one_is_told() {
+    use vdrecover_testdata::ewf::{Options, write};
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut disk = vdrecover_testdata::Device::new(1 << 20);
+    disk.write(0, b"the first");
+    disk.write((1 << 20) - 512, b"the last");
+    let parts = write(&disk, &Options { segment: 10, ..Options::default() });
+    assert_eq!(parts.len(), 4);
+    for (n, part) in parts.iter().enumerate() {
+        fs::write(at(&format!("disk.E{:02}", n + 1)), part).unwrap();
+    }
+    let first = at("disk.E01");
+    expect(0, ["info", arg(&first)]);
+    fails(&["info", arg(&at("disk.E02"))], &["segment 2 of", "disk.E01"]);
+    // In a folder the first one speaks for all.
+    let listed = String::from_utf8(expect(0, ["info", arg(folder.path())])).unwrap();
+    assert!(listed.contains("disk.E01") && !listed.contains("disk.E02"), "{listed}");
+    for gone in ["disk.E04", "disk.E02"] {
+        fs::remove_file(at(gone)).unwrap();
+        expect(1, ["info", arg(&first)]);
+        expect(1, ["cat", "--fill", arg(&first)]);
+    }
+}
+
+#[test]
 fn names_in_images_open_nothing_outside() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
@@ -289,6 +315,44 @@ fn names_in_images_open_nothing_outside() {
         let out = vdrecover(["cat", "--fill", arg(&at("given/disk.vmdk"))]);
         assert_eq!(out.status.code(), Some(1), "{name}");
         assert!(out.stdout.iter().all(|byte| *byte == 0), "{name} was opened");
+        let told = String::from_utf8(expect(1, ["info", arg(&at("given/disk.vmdk"))])).unwrap();
+        assert_eq!(told.contains("--allow-outside"), name.contains('/'), "{told}");
+        // Only who says so has them followed.
+        let out = vdrecover(["cat", "--fill", "--allow-outside", arg(&at("given/disk.vmdk"))]);
+        let code = i32::from(name == "/etc/passwd");
+        assert_eq!(out.status.code(), Some(code), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(code == 1 || out.stdout.iter().all(|byte| *byte == b's'), "{name} was not opened");
+    }
+    // What is no path of a file stays none.
+    for name in
+        ["json:{'driver':'file','filename':'secret'}", "file:../secret", "file:///etc/passwd", "nbd://host/x", ".."]
+    {
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\nRW 2048 FLAT \"{name}\" 0\n"
+        );
+        fs::write(at("given/disk.vmdk"), text).unwrap();
+        for allow in [&["--allow-outside"][..], &[]] {
+            let out = vdrecover([&["cat", "--fill", arg(&at("given/disk.vmdk"))], allow].concat());
+            assert_eq!(out.status.code(), Some(1), "{name}");
+            assert!(out.stdout.iter().all(|byte| *byte == 0), "{name} was opened");
+        }
+    }
+    // The same holds for a backing file.
+    for (name, code) in [("../secret", 0), ("/etc/passwd", 0), ("file:../secret", 1)] {
+        let mut image = vec![0; 3 << 16];
+        image[..8].copy_from_slice(b"QFI\xfb\0\0\0\x02");
+        image[8..16].copy_from_slice(&72_u64.to_be_bytes());
+        image[16..20].copy_from_slice(&u32::try_from(name.len()).unwrap().to_be_bytes());
+        image[20..24].copy_from_slice(&16_u32.to_be_bytes());
+        image[24..32].copy_from_slice(&(1_u64 << 20).to_be_bytes());
+        image[36..40].copy_from_slice(&1_u32.to_be_bytes());
+        image[40..48].copy_from_slice(&(2_u64 << 16).to_be_bytes());
+        image[72..72 + name.len()].copy_from_slice(name.as_bytes());
+        fs::write(at("given/over.qcow2"), image).unwrap();
+        let out = vdrecover(["cat", "--fill", arg(&at("given/over.qcow2"))]);
+        assert!(out.stdout.iter().all(|byte| *byte == 0) && out.status.code() == Some(1), "{name} was opened");
+        let out = vdrecover(["cat", "--fill", "--allow-outside", arg(&at("given/over.qcow2"))]);
+        assert_eq!(out.stdout.iter().any(|byte| *byte != 0), code == 0, "{name}");
     }
 }
 

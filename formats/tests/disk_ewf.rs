@@ -161,7 +161,35 @@ fn missing_segments_cost_their_chunks() {
         check(&layer);
     }
     let error = (FORMAT.open)(&memory(parts[1].clone()), &memo()).unwrap_err();
-    assert_eq!(error.to_string(), "segment 2 of an EWF image without the first one is not supported");
+    assert!(
+        error.to_string().starts_with("segment 2 of an EWF image without its first segment: give the .E01"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_segment_cut_in_the_middle_costs_its_own_chunks() {
+    let parts = segments(&Options { segment: 20, ..Options::default() });
+    let (whole, len) = (plain(), plain().len() as u64);
+    for (what, cut, keep, lost, why, trust) in [
+        ("in its sectors", parts[1].len() / 2, &[0, 1, 2, 3][..], 20 * CHUNK..40 * CHUNK, "truncated", Trust::Inferred),
+        ("behind its head", 13, &[0, 1, 2, 3], 20 * CHUNK..40 * CHUNK, "truncated", Trust::Inferred),
+        ("and the next is missing", parts[1].len() / 2, &[0, 1, 3], 20 * CHUNK..60 * CHUNK, "absent", Trust::Inferred),
+        ("and the last is missing", parts[1].len() / 2, &[0, 1, 2], 20 * CHUNK..len, "truncated", Trust::Sound),
+    ] {
+        let mut parts = parts.clone();
+        parts[1].truncate(cut);
+        let image = memory(keep.iter().flat_map(|n| parts[*n].clone()).collect());
+        assert!(codes(&image).contains(&"EWF-SEGMENT-CUT"), "{what}: {:?}", codes(&image));
+        let layer = disk(&image);
+        assert_eq!(gaps(&layer), [(lost.start, lost.end - lost.start, why.into())], "{what}");
+        let (bytes, _) = read_vec(&*layer, 0, whole.len());
+        assert!((0..len).all(|at| lost.contains(&at) || bytes[at as usize] == whole[at as usize]), "{what}");
+        // What comes before the cut is as sure as ever.
+        assert_eq!(read_vec(&*layer, 0, 20 * CHUNK as usize).1.trust, Trust::Sound, "{what}");
+        assert_eq!(trust_of(&layer), trust, "{what}");
+        check(&layer);
+    }
 }
 
 #[test]

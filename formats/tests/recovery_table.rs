@@ -48,9 +48,6 @@ struct Image {
     checked: bool,
 }
 
-/// The image of which damage can leave no trace.
-const UNSEEN: &str = "SESparse with zero grains over flat";
-
 const DAMAGES: [&str; 6] = [
     "header zeroed",
     "first 64 KiB zeroed",
@@ -109,11 +106,18 @@ fn vmdks(all: &mut Vec<Image>) {
         let text = Descriptor::delta(now.len(), "SESPARSE", "extent", "parent", 31).text();
         add(name, vmdk::sesparse(now.len(), &grains, order), Some(text), parent.clone(), &now, false);
     }
-    // A zero grain is an entry and nothing else: that it is gone leaves no trace.
+    // A zero grain is an entry and nothing else: that it is gone leaves no trace, so that no such entry is believed.
     now.zero(30 * MIB..31 * MIB);
     let grains = vmdk::difference(&disk, &now, 4096);
     let text = Descriptor::delta(now.len(), "SESPARSE", "extent", "parent", 31).text();
-    add(UNSEEN, vmdk::sesparse(now.len(), &grains, Order::Ascending), Some(text), parent, &now, false);
+    add(
+        "SESparse with zero grains over flat",
+        vmdk::sesparse(now.len(), &grains, Order::Ascending),
+        Some(text),
+        parent,
+        &now,
+        false,
+    );
 }
 
 fn qcow2s(all: &mut Vec<Image>) {
@@ -346,7 +350,8 @@ The damage: the first 512 bytes are zeros; the first 64 KiB are; the middle thir
 file are missing; one sector in a hundred, anywhere, can't be read; one 4 KiB block in twenty is overwritten with noise.
 Streams have a checksum in every grain, so that the noise may hit anything. In all other images it hits metadata only:
 that their data changed, no reader can see, nor in flat images anything at all, which are therefore not in the table.
-The zero grains of SESparse are an entry and nothing else, so that nobody can tell when such an entry becomes \"none\".
+The zero grains of SESparse are an entry and nothing else: nobody can tell when such an entry becomes \"none\", so that
+what the parent shows below a SESparse table is never sound.
 Deltas and the extents of split disks are opened through their descriptor, which is whole, over a parent, which is whole.
 
 ";
@@ -379,7 +384,7 @@ fn what_is_wrong_is_never_sound() {
             let taken = if n == 3 { 45.0 } else { 5.0 };
             sum.1 += u64::from(cell.opened && (cell.all - right) as f64 * 100.0 <= taken * cell.all as f64);
             sum.2 += u64::from(cell.sound > 0);
-            if cell.sound > 0 && image.name != UNSEEN {
+            if cell.sound > 0 {
                 failed.push(format!("{}, {damage}: {cell:?}", image.name));
             }
         }

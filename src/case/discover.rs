@@ -524,6 +524,8 @@ impl Work<'_> {
                 Ok(bytes) => bytes,
                 // What is empty is no image, whatever its name.
                 Err(_) if tree.node(file.entry.id).is_ok_and(|node| node.len == 0) => continue,
+                // Nor is what another file of the folder speaks for.
+                Err(Error::NotFile) => continue,
                 Err(error) => {
                     let text = format!("{}: was not looked into: {error}", super::item::text(&file.path));
                     let finding = Finding::new("FILE-OPEN", 0..0, Trust::Doubtful, text);

@@ -121,6 +121,10 @@ impl Tree for Folder {
         if node.meta.is_dir() {
             return Err(Error::NotFile);
         }
+        // It is a part of another file's image, and no image itself.
+        if crate::source::split::is_spoken_for(&node.path) {
+            return Err(Error::NotFile);
+        }
         let source = self.sources.open(&node.path);
         source.map(|source| source.bytes.clone()).map_err(|error| Error::unsupported(format!("{error:#}")))
     }

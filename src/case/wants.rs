@@ -74,6 +74,7 @@ pub(super) fn by_name(case: &Case, item: &Item, hint: &[u8]) -> Option<Named> {
     }
     // A full path first: a linked clone and its base may have one name in two folders.
     in_stores(case, item, hint)
+        .or_else(|| outside(case, item, hint))
         .or_else(|| beside.as_ref().and_then(|beside| in_folder(beside, hint, last)))
         .or_else(|| among_sources(case, last, last == hint))
 }
@@ -137,6 +138,33 @@ pub(super) fn stores_of(case: &Case, own: Option<usize>, volume: &[u8]) -> (Vec<
     (stores, exact)
 }
 
+/// A name as the host takes it, wherever it leads, if the user allows that. Only a path of a regular file is one: no
+/// URI, no protocol in front.
+fn outside(case: &Case, item: &Item, hint: &[u8]) -> Option<Named> {
+    use std::os::unix::ffi::OsStrExt;
+    let Origin::Source(source) = &item.origin else { return None };
+    let path = source.path.parent()?.join(std::ffi::OsStr::from_bytes(hint));
+    let path = if case.outside { path.canonicalize().ok()? } else { return None };
+    let tree: Arc<dyn Tree> = host_folder(case, &path)?.tree;
+    let entry = tree.lookup(tree.root(), path.file_name()?.as_bytes()).ok().flatten()?;
+    (entry.kind == Kind::File).then_some(Named { entry, store: None, tree, exact: true })
+}
+
+/// Whether a name would lead out of its folder.
+fn leads_out(hint: &[u8]) -> bool {
+    hint.starts_with(b"/") || hint.split(|byte| *byte == b'/').any(|part| part == b"..")
+}
+
+/// What helps where a file was not found by its name.
+fn remedy(case: &Case, item: &Item, hint: &[u8]) -> &'static str {
+    let on_host = matches!(item.origin, Origin::Source(_));
+    if on_host && leads_out(hint) && !case.outside {
+        "give it with --with, or follow names out of the folder with --allow-outside"
+    } else {
+        "give it with --with"
+    }
+}
+
 /// Files that were given, by their name.
 fn among_sources(case: &Case, name: &[u8], exact: bool) -> Option<Named> {
     use std::os::unix::ffi::OsStrExt;
@@ -157,7 +185,7 @@ pub(super) fn extent(case: &Case, id: ItemId, want: &Want) -> (Filled, Option<Na
     let Some(hint) = &want.hint else { return (Filled::nothing("the image does not say which"), None) };
     let name = super::item::text(hint);
     let Some(named) = by_name(case, item, hint) else {
-        return (Filled::nothing(format!("{name} is not there: give it with --with")), None);
+        return (Filled::nothing(format!("{name} is not there: {}", remedy(case, item, hint))), None);
     };
     if named.entry.kind == Kind::Mapping {
         return (Filled::nothing(format!("{name} maps a LUN that was not given")), Some(named));
@@ -317,7 +345,7 @@ pub(super) fn parent(case: &Case, id: ItemId, want: &Want) -> Result<Parent, Str
     let others: Vec<ItemId> = (0..case.items.len()).filter(|other| *other != id).filter(same).collect();
     match others.as_slice() {
         [other] => Ok(Parent { item: *other, trust: Trust::Sound, why: "its id agrees; the name does not".into() }),
-        [] => Err(format!("its parent {} is not there: give it with --with", super::item::text(hint))),
+        [] => Err(format!("its parent {} is not there: {}", super::item::text(hint), remedy(case, item, hint))),
         _ => Err("several images have the id of its parent".into()),
     }
 }

@@ -5,6 +5,8 @@
 
 mod segments;
 
+pub(crate) use segments::is_spoken_for;
+
 use super::file::FileLayer;
 use super::input::{Facts, Input};
 use super::{Source, SourceKind, holes};

@@ -56,7 +56,9 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
         return Err(Error::unsupported(kind));
     }
     let image = sections::read(&**bytes)?;
-    let trust = image.findings.iter().map(|finding| finding.trust).max().unwrap_or_default();
+    // What a missing segment has is lost and nothing else.
+    let others = image.findings.iter().filter(|finding| !sections::MISSING.contains(&finding.code));
+    let trust = others.map(|finding| finding.trust).max().unwrap_or_default();
     let link = Link { len: image.volume.len(), ..Link::default() };
     let findings = image.findings.clone();
     let facts = image.facts();

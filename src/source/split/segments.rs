@@ -3,9 +3,10 @@
 //! Each says its number, so that the format tells what is missing between those that are there.
 
 use super::{Input, Joined, Piece, raise_file_limit};
+use crate::report;
 use crate::source::file::FileLayer;
 use crate::source::{Source, SourceKind, holes};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -35,11 +36,15 @@ pub(in crate::source) fn number(name: &OsStr) -> Option<(Vec<u8>, u32)> {
     (number > 0).then(|| (stem.to_vec(), number))
 }
 
-/// Joins the segments that lie beside the first one. Links are not followed.
+/// Joins the segments that lie beside the first one. Links are not followed. Fails for a later one: it is no image.
 pub(in crate::source) fn join(path: &Path, first: &Input, tag: Tag) -> Result<Option<Source>> {
-    let Some((stem, 1)) = path.file_name().and_then(number) else { return Ok(None) };
+    let Some((stem, place)) = path.file_name().and_then(number) else { return Ok(None) };
     if first.facts.device || !is_segment(path) {
         return Ok(None);
+    }
+    if place > 1 {
+        let stem = report::printable(&stem);
+        bail!("segment {place} of an image in segments: give its first, {stem}E01; the others are found beside that");
     }
     let folder = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let Ok(entries) = std::fs::read_dir(folder) else { return Ok(None) };
@@ -67,6 +72,16 @@ pub(in crate::source) fn join(path: &Path, first: &Input, tag: Tag) -> Result<Op
     let mut parts = vec![path.to_owned()];
     parts.extend(found.into_iter().map(|(_, path)| path));
     Ok(Some(source(parts, inputs, first, tag)))
+}
+
+/// Whether a file is a segment that the first of its set, which lies beside it, speaks for.
+pub(crate) fn is_spoken_for(path: &Path) -> bool {
+    let Some((stem, 2..)) = path.file_name().and_then(number) else { return false };
+    let first = |suffix: &str| {
+        let path = path.with_file_name(OsStr::from_bytes(&[&stem, suffix.as_bytes()].concat()));
+        path.symlink_metadata().is_ok_and(|meta| meta.is_file()) && is_segment(&path)
+    };
+    is_segment(path) && ["E01", "e01", "S01", "s01"].into_iter().any(first)
 }
 
 /// Whether a file says that it is a segment: `a.exe` has the form of a segment's name too.

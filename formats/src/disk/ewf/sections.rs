@@ -30,6 +30,9 @@ const MAX_HEADERS: u32 = 8;
 /// Bytes of a header's text.
 const MAX_TEXT: usize = 1 << 20;
 
+/// The codes of segments that are not there.
+pub(super) const MISSING: [&str; 3] = ["EWF-SEGMENT-GONE", "EWF-SEGMENT-CUT", "EWF-END"];
+
 /// What an image is.
 #[derive(Debug)]
 pub(super) struct Image {
@@ -154,6 +157,8 @@ struct Reader<'a> {
     done: bool,
     /// The sectors that the next table is of.
     sectors_end: Option<u64>,
+    /// How far a segment was looked for.
+    searched: u64,
 }
 
 impl<'a> Reader<'a> {
@@ -172,6 +177,7 @@ impl<'a> Reader<'a> {
             gaps: Vec::new(),
             done: false,
             sectors_end: None,
+            searched: 0,
         }
     }
 
@@ -198,30 +204,64 @@ impl<'a> Reader<'a> {
             }
             let number = head.get(9..11).map_or(0, LittleEndian::read_u16);
             if start == 0 && number != 1 {
-                return Err(Error::unsupported(format!("segment {number} of an EWF image without the first one")));
+                let text = "an EWF image without its first segment: give the .E01 file, and the others beside it:";
+                return Err(Error::unsupported(format!("segment {number} of {text}")));
             }
             if number <= self.segment {
                 let text = format!("segment {number} lies behind segment {}", self.segment);
                 self.note("EWF-SEGMENT", start..start.saturating_add(13), Trust::Doubtful, text);
             } else if number.checked_sub(1) != Some(self.segment) {
-                self.gaps.push(self.segment);
+                if self.gaps.last() != Some(&self.segment) {
+                    self.gaps.push(self.segment);
+                }
                 let text = format!("segments behind {} and before {number} are not there", self.segment);
-                self.note("EWF-SEGMENT-GONE", start..start.saturating_add(13), Trust::Sound, text);
+                self.note("EWF-SEGMENT-GONE", start..start.saturating_add(13), Trust::Doubtful, text);
             }
             self.segment = number;
             self.segments = self.segments.saturating_add(1);
             self.areas.push(start..start.saturating_add(HEAD_LEN));
-            match self.segment(start) {
-                Some(end) => start = end,
-                None => break,
-            }
+            start = match self.segment(start) {
+                Some(end) => end,
+                None => match self.next_segment(number) {
+                    Some(next) => next,
+                    None => break,
+                },
+            };
         }
         if !self.done {
             let end = self.layer.len();
             let text = "the last segment is not there, or cut: what it has is lost";
-            self.note("EWF-END", end.saturating_sub(1)..end, Trust::Sound, text);
+            self.note("EWF-END", end.saturating_sub(1)..end, Trust::Doubtful, text);
         }
         Ok(())
+    }
+
+    /// Where the first segment behind `number` begins, behind all that was read: what lies before it is of a segment
+    /// that was cut. What is cut is read once, however often that happens.
+    fn next_segment(&mut self, number: u16) -> Option<u64> {
+        const STEP: u64 = 1 << 20;
+        let read = self.areas.last().map_or(0, |area| area.start);
+        let mut at = read.max(self.searched);
+        while at < self.layer.len() {
+            let (bytes, _) = read_vec(self.layer, at, narrow(STEP.saturating_add(HEAD_LEN)));
+            let found = bytes.windows(narrow(HEAD_LEN)).position(|head| {
+                let later = head.get(9..11).map_or(0, LittleEndian::read_u16) > number;
+                // Behind the magic: 1, the number, 0.
+                head.starts_with(MAGIC) && head.get(8) == Some(&1) && head.get(11..) == Some(&[0, 0][..]) && later
+            });
+            if let Some(into) = found {
+                let start = at.saturating_add(wide(into));
+                let text = format!("segment {number} is cut: what it lacks is lost");
+                self.note("EWF-SEGMENT-CUT", read..start, Trust::Doubtful, text);
+                self.searched = start;
+                // What a cut segment lacks is not known, as if there were segments missing behind it.
+                self.gaps.push(number);
+                return Some(start);
+            }
+            at = at.saturating_add(STEP);
+        }
+        self.searched = self.layer.len();
+        None
     }
 
     /// Reads the sections of a segment; where the next segment begins, if that can be told.
@@ -246,12 +286,9 @@ impl<'a> Reader<'a> {
             let named = section.kind.first().is_some_and(u8::is_ascii_lowercase);
             let leads_on = section.next > at && section.next <= self.layer.len().max(section.end);
             if !valid && !(named && (leads_on || is_last)) {
-                self.note(
-                    "EWF-SECTION",
-                    at..at.saturating_add(SECTION_LEN),
-                    Trust::Doubtful,
-                    "a section's head is damaged",
-                );
+                // What is not found costs itself: that the chunks before are whole, their checksums say.
+                let text = "there is no section where one should be";
+                self.note("EWF-SECTION", at..at.saturating_add(SECTION_LEN), Trust::Sound, text);
                 return None;
             }
             if !valid {
@@ -464,10 +501,11 @@ impl<'a> Reader<'a> {
             }
             touches
         });
-        let why = match (self.done, self.gaps.is_empty()) {
-            (_, false) => Why::Absent,
-            (false, _) => Why::Truncated,
-            (true, true) => Why::Unmapped,
+        let has = |code: &str| self.findings.iter().any(|finding| finding.code == code);
+        let why = match (has("EWF-SEGMENT-GONE"), self.done && self.gaps.is_empty()) {
+            (true, _) => Why::Absent,
+            (false, false) => Why::Truncated,
+            (false, true) => Why::Unmapped,
         };
         Ok(Image {
             volume,

@@ -321,6 +321,8 @@ impl Dialect for SeSparse {
     const TABLE_ENTRY: u64 = 8;
     const CODES: Codes = Codes { range: "SESPARSE-GRAIN-RANGE", entry: "SESPARSE-ENTRY" };
     const UNNAMED: &'static str = "SESPARSE-UNNAMED";
+    // A zero grain is an entry and nothing else: where it becomes "none", nothing in the file tells.
+    const SILENT: Trust = Trust::Inferred;
 
     fn table(&self, page: &Page, at: u64) -> Result<Table, Loss> {
         page.le64(at).map(|entry| self.table_of(entry))
