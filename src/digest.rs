@@ -1,5 +1,6 @@
 //! SHA-256 of exported content.
 
+use sha2::digest::common::hazmat::{SerializableState as _, SerializedState};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
 
@@ -78,6 +79,20 @@ impl Hasher {
         }
     }
 
+    /// All that is needed to go on later, in hex digits.
+    #[must_use]
+    pub fn state(&self) -> String {
+        hex(&self.0.serialize())
+    }
+
+    /// Goes on where [`Hasher::state`] was asked.
+    #[must_use]
+    pub fn resume(state: &str) -> Option<Self> {
+        let pairs = state.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+        let bytes = pairs.collect::<Option<Vec<u8>>>()?;
+        Sha256::deserialize(&SerializedState::<Sha256>::try_from(bytes.as_slice()).ok()?).ok().map(Self)
+    }
+
     /// The digest.
     #[must_use]
     pub fn finish(self) -> [u8; 32] {
@@ -96,6 +111,16 @@ mod tests {
         assert_eq!(hex(&sha256(b"abc")), abc);
         assert_eq!(Digest::Sha256(sha256(b"abc")).hex().unwrap(), abc);
         assert_eq!(Digest::Absent("off".into()).reason(), Some("off"));
+    }
+
+    #[test]
+    fn a_hash_goes_on_from_its_state() {
+        let mut hasher = Hasher::default();
+        hasher.update(&[7; 1000]);
+        let mut again = Hasher::resume(&hasher.state()).unwrap();
+        again.update(b"more");
+        assert_eq!(again.finish(), sha256(&[&[7; 1000][..], b"more"].concat()));
+        assert!(Hasher::resume("12zz").is_none() && Hasher::resume("12").is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod evidence;
 pub mod folder;
+mod image;
 mod job;
 mod journal;
 mod losses;
@@ -18,6 +19,7 @@ mod target;
 mod tests;
 
 pub use evidence::Evidence;
+pub use image::{ImageKind, Packing};
 pub use job::digest;
 pub use refused::Refused;
 pub(crate) use steps::{PIECE, Step, Steps};
@@ -92,6 +94,8 @@ pub struct ExportOptions {
     pub map: Option<PathBuf>,
     /// Compare what is to be written with what is free before starting.
     pub check_space: bool,
+    /// What a file is written as. Devices and pipes get raw bytes.
+    pub kind: ImageKind,
     /// Bytes of data between two points from which an interrupted export goes on.
     pub checkpoint: u64,
 }
@@ -105,6 +109,7 @@ impl Default for ExportOptions {
             identity: None,
             map: None,
             check_space: true,
+            kind: ImageKind::Raw,
             checkpoint: 256 << 20,
         }
     }
@@ -113,12 +118,14 @@ impl Default for ExportOptions {
 /// What was exported.
 #[derive(Clone, Debug)]
 pub struct Exported {
-    /// Length of the output.
+    /// Length of what was exported: of the output, unless that is an image.
     pub len: u64,
     /// Bytes written; the others are holes. For a pipe or a device, bytes that were read as data.
     pub data_bytes: u64,
-    /// SHA-256 of the output, or why there is none.
+    /// SHA-256 of what was exported, zeros and gaps included, or why there is none.
     pub digest: Digest,
+    /// Length and SHA-256 of the output itself, where that is an image.
+    pub image: Option<(u64, Digest)>,
     /// What is lost, merged, ascending: the first million.
     pub gaps: Vec<Gap>,
     /// How many gaps there are.
@@ -156,6 +163,9 @@ pub fn export(
             evidence.check(path)?;
             anyhow::ensure!(!path.is_dir(), "{} is a folder; name the file to be made in it", path.display());
             job::to_slot(layer, &Slot::at(path, evidence)?, job::Part::Alone, evidence, options, progress)
+        }
+        Dest::Device(_) | Dest::Pipe(_) if options.kind != ImageKind::Raw => {
+            anyhow::bail!("only a file can become a {}; name one, or take raw", options.kind.suffix())
         }
         Dest::Device(path) => {
             evidence.check(path)?;

@@ -6,7 +6,9 @@ use super::{Global, Outcome, size};
 use crate::case::{Case, Hashes};
 use crate::digest::Digest;
 use crate::export::folder::{FolderOptions, Foldered, Tally, export_folder};
-use crate::export::{Dest, Evidence, ExportOptions, Exported, Hashing, Refused, export};
+use crate::export::{
+    Dest, Evidence, ExportOptions, Exported, Hashing, ImageKind, Packing, Refused, export, write_small,
+};
 use crate::locator::{self, Locator};
 use crate::progress::Progress;
 use crate::report::{self, printable};
@@ -16,8 +18,12 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::ffi::OsString;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use vdrecover_formats::{Finding, Kind, Tree, Trust};
+use std::sync::Arc;
+use vdrecover_formats::adapt::{Blank, Concat};
+use vdrecover_formats::{Bytes, Finding, Kind, Tree, Trust};
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
@@ -28,11 +34,21 @@ pub(super) struct Command {
     /// The file or folder to make, an existing block device with --force, or - for stdout
     #[arg(short, long, value_name = "DEST")]
     output: PathBuf,
+    #[command(flatten)]
+    shape: Shape,
+    #[command(flatten)]
+    writing: Writing,
+}
+
+/// What a disk becomes.
+#[derive(Clone, Copy, Debug, Args)]
+pub(super) struct Shape {
     /// Format of a disk; else the suffix of DEST decides
     #[arg(long, value_enum)]
     format: Option<Format>,
-    #[command(flatten)]
-    writing: Writing,
+    /// How the clusters of a QCOW2 are packed
+    #[arg(long, value_enum, default_value = "none")]
+    compress: Compress,
 }
 
 /// What every command that writes takes.
@@ -47,6 +63,9 @@ pub(super) struct Writing {
     /// Hash what is at most this long
     #[arg(long, value_name = "N", default_value = "64G", value_parser = size)]
     hash_limit: u64,
+    /// Start even where there may be too little room: how small packed disks become is not known before
+    #[arg(long)]
+    no_space_check: bool,
 }
 
 /// Formats that a disk can be written in.
@@ -54,10 +73,23 @@ pub(super) struct Writing {
 enum Format {
     /// Byte for byte, sparse
     Raw,
+    /// QCOW2, for QEMU and KVM
+    Qcow2,
+}
+
+/// How clusters are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Compress {
+    /// Not at all
+    None,
+    /// Deflate, which every reader knows
+    Zlib,
+    /// Zstandard: smaller and faster; QEMU 5.1 and newer
+    Zstd,
 }
 
 /// Suffixes of formats that a user may expect and this version does not write.
-const UNWRITTEN: [&str; 6] = ["qcow2", "vmdk", "vhd", "vhdx", "vdi", "ova"];
+const UNWRITTEN: [&str; 3] = ["vhd", "vhdx", "vdi"];
 
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let locator = Locator::parse(&command.locator);
@@ -82,11 +114,16 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         return Ok(tell_folder(&done, &command.output, out)?.max(incomplete).max(kept));
     }
     let incomplete = Outcome::doubt_if(!case.failed.is_empty());
-    if case.target(found.entry.id).is_some() {
-        check_format(command)?;
-    }
+    let is_disk = case.target(found.entry.id).is_some();
+    let kind = command.shape.kind(is_disk.then_some(command.output.as_path()))?;
+    let options = ExportOptions { kind, ..options };
     let bytes = case.open(found.entry.id).with_context(|| printable(&found.path))?;
     let dest = Dest::of(&command.output);
+    let sums = (is_disk && matches!(dest, Dest::File(_))).then(|| beside(&command.output, ".sha256"));
+    if let Some(sums) = sums.as_ref().filter(|sums| sums.exists() && !command.writing.force) {
+        return Err(Refused::Exists(sums.clone()).into());
+    }
+    let bytes = whole_sectors(bytes, kind);
     let done = export(&*bytes, &dest, &evidence, &options, &progress);
     progress.finish();
     let done = match done {
@@ -101,6 +138,10 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
             true => out.error(&format!("{}: {}", noted.about, noted.finding.text)),
             false => super::scan::show_finding(noted, out)?,
         }
+    }
+    if let (Some(sums), Some(hash)) = (&sums, done.digest.hex()) {
+        let force = command.writing.force;
+        write_small(sums, &evidence, force, &mut |out| write_sums(out, &command.output, &done, &hash))?;
     }
     if let Some(hash) = done.digest.hex() {
         outcome = outcome.max(keep(&case, global, [(found.path.clone(), hash)], out)?);
@@ -165,16 +206,72 @@ pub(super) fn doubts(case: &Case, path: &[u8], out: &mut Out) -> Result<Outcome>
     Ok(Outcome::doubt_if(!doubts.is_empty() || !case.failed.is_empty()))
 }
 
-fn check_format(command: &Command) -> Result<()> {
-    let suffix = command.output.extension().map(|suffix| suffix.to_string_lossy().to_ascii_lowercase());
-    match suffix.filter(|suffix| command.format.is_none() && UNWRITTEN.contains(&suffix.as_str())) {
-        Some(suffix) => bail!(
-            "{}: this version does not write {suffix}; write raw (-o NAME.raw, or --format raw) and let `qemu-img \
-             convert` make it",
-            command.output.display()
-        ),
-        None => Ok(()),
+impl Shape {
+    /// What is to be written. `dest` is given where the suffix counts.
+    fn kind(self, dest: Option<&Path>) -> Result<ImageKind> {
+        let suffix = dest.and_then(Path::extension).map(|suffix| suffix.to_string_lossy().to_ascii_lowercase());
+        let format = match (self.format, suffix.as_deref()) {
+            (Some(format), _) => format,
+            (None, Some("qcow2")) => Format::Qcow2,
+            (None, Some(suffix)) if UNWRITTEN.contains(&suffix) => bail!(
+                "this version does not write {suffix}; write qcow2 and let `qemu-img convert` make it, or name the \
+                 file otherwise for raw bytes"
+            ),
+            (None, _) => Format::Raw,
+        };
+        let packing = match self.compress {
+            Compress::None => Packing::Plain,
+            Compress::Zlib => Packing::Deflate,
+            Compress::Zstd => Packing::Zstd,
+        };
+        match format {
+            Format::Qcow2 => Ok(ImageKind::Qcow2(packing)),
+            _ if self.compress != Compress::None => bail!("--compress is for qcow2"),
+            Format::Raw => Ok(ImageKind::Raw),
+        }
     }
+}
+
+/// A file named after another one.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_os_string();
+    name.push(suffix);
+    name.into()
+}
+
+/// Disk images have whole sectors: a file that has not gets zeros behind it.
+fn whole_sectors(bytes: Bytes, kind: ImageKind) -> Bytes {
+    const SECTOR: u64 = 512;
+    let rest = bytes.len().next_multiple_of(SECTOR) - bytes.len();
+    if kind == ImageKind::Raw || rest == 0 {
+        return bytes;
+    }
+    match Concat::new(vec![Arc::clone(&bytes), Arc::new(Blank::zero(rest))]) {
+        Some(whole) => Arc::new(whole),
+        None => bytes,
+    }
+}
+
+/// What `sha256sum -c` reads.
+fn write_sums(out: &mut dyn Write, path: &Path, done: &Exported, content: &str) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().as_bytes();
+    let own = done.image.as_ref().map(|(_, digest)| digest.hex().unwrap_or_default());
+    if own.is_some() {
+        writeln!(out, "# the disk in it, as raw bytes: {content}")?;
+    }
+    // Names with these are escaped, and the line says so.
+    let escaped = name.iter().any(|byte| matches!(byte, b'\\' | b'\n' | b'\r'));
+    out.write_all(if escaped { b"\\" } else { b"" })?;
+    write!(out, "{}  ", own.as_deref().unwrap_or(content))?;
+    for byte in name {
+        match byte {
+            b'\\' => out.write_all(b"\\\\")?,
+            b'\n' => out.write_all(b"\\n")?,
+            b'\r' => out.write_all(b"\\r")?,
+            byte => out.write_all(&[*byte])?,
+        }
+    }
+    out.write_all(b"\n")
 }
 
 impl Writing {
@@ -185,6 +282,7 @@ impl Writing {
             threads: global.thread_count(),
             hash: if self.no_hash { Hashing::Off } else { Hashing::UpTo(self.hash_limit) },
             identity: Some(format!("{what} {}", crate::case::identity(case))),
+            check_space: !self.no_space_check,
             ..ExportOptions::default()
         }
     }
@@ -241,11 +339,16 @@ fn tell(done: &Exported, output: &Path, is_pipe: bool, out: &mut Out) -> Result<
             "path": shown, "length": done.len, "written": done.data_bytes, "sha256": done.digest.hex(),
             "sha256_reason": done.digest.reason(), "trust": done.trust.word(), "missing": done.lost_bytes,
             "gaps": done.gap_count, "map": done.map.as_ref().map(|map| map.display().to_string()),
-            "resumed_at": done.resumed_at,
+            "resumed_at": done.resumed_at, "image_length": done.image.as_ref().map(|(len, _)| len),
+            "image_sha256": done.image.as_ref().and_then(|(_, digest)| digest.hex()),
         }),
     )?;
     let written = report::size(done.data_bytes);
     out.line(format_args!("{shown}: {}, {written} of it data, {}", report::size(done.len), done.trust.word()))?;
+    if let Some((len, digest)) = &done.image {
+        let sum = digest.hex().map_or_else(String::new, |hex| format!(", sha256 {hex}"));
+        out.line(format_args!("the image is {} long{sum}; of the disk in it:", report::size(*len)))?;
+    }
     match &done.digest {
         Digest::Sha256(_) => out.line(format_args!("sha256 {}", done.digest))?,
         Digest::Absent(reason) => out.line(format_args!("no sha256: {reason}"))?,

@@ -1,5 +1,6 @@
 //! The three kinds of outputs, and what they have in common.
 
+use super::image::{ImageKind, Reached};
 use super::journal::{Journal, Point};
 use super::losses::Losses;
 use super::refused::{Refused, classify};
@@ -61,9 +62,24 @@ pub(crate) fn to_slot(
         return Err(Refused::Evidence { dest: slot.shown().to_path_buf(), why }.into());
     }
     let len = layer.len();
-    let old = options.identity.as_ref().and_then(|identity| Journal::resume(slot, identity, len));
+    let kind = options.kind;
+    // What was written as another kind does not go on.
+    let identity = options.identity.as_ref().map(|identity| match kind {
+        ImageKind::Raw => identity.clone(),
+        kind => format!("{identity}\n{kind:?}"),
+    });
+    let old = identity.as_ref().and_then(|identity| Journal::resume(slot, identity, len));
     // A journal without its output, or with another one, says nothing.
-    let old = old.filter(|_| meta.len() == len);
+    let mut encoder = None;
+    let old = old.filter(|(_, point)| match kind {
+        ImageKind::Raw => meta.len() == len,
+        kind => {
+            let hashed = point.hash.is_some() || !hashes(options.hash, len);
+            let reached = Reached { marks: &point.marks, done: point.done };
+            encoder = kind.encoder(len, &part, Some(reached)).filter(|_| hashed);
+            encoder.is_some()
+        }
+    });
     let mapped = old.as_ref().is_some_and(|(_, point)| point.mapped);
     if let Some(map) = map.as_ref().filter(|map| alone && !options.force && !mapped && map.exists()) {
         if old.is_none() {
@@ -72,7 +88,7 @@ pub(crate) fn to_slot(
         return Err(Refused::Exists(map.shown().to_path_buf()).into());
     }
     let allocated = meta.blocks().saturating_mul(512);
-    let (mut journal, mut point) = match (old, &options.identity) {
+    let (mut journal, mut point) = match (old, &identity) {
         (Some((journal, point)), _) => (Some(journal), point),
         (None, Some(identity)) => (Some(Journal::start(slot, identity, len)?), Point::default()),
         (None, None) => (None, Point::default()),
@@ -82,7 +98,7 @@ pub(crate) fn to_slot(
         slot.remove_state();
         error
     };
-    let need = if alone { job.count() } else { 0 };
+    let need = if alone { kind.worst(job.count()) } else { 0 };
     if let Some(free) = slot.free().filter(|_| options.check_space && alone)
         && need > free.saturating_add(allocated)
     {
@@ -91,18 +107,45 @@ pub(crate) fn to_slot(
     }
     // Cut behind what is known to be there: what was written later may be of bytes that can't be read any more.
     // A new file is not cut: ext4 takes that for a rewrite and then waits for the disk when the file is closed.
-    let sized = if meta.len() > point.done { part.set_len(point.done) } else { Ok(()) };
-    let sized = sized.and_then(|()| if len > 0 { part.set_len(len) } else { Ok(()) });
+    let fresh = kind != ImageKind::Raw && encoder.is_none();
+    let sized = if kind == ImageKind::Raw {
+        let sized = if meta.len() > point.done { part.set_len(point.done) } else { Ok(()) };
+        sized.and_then(|()| if len > 0 { part.set_len(len) } else { Ok(()) })
+    } else if fresh {
+        part.set_len(0)
+    } else {
+        Ok(())
+    };
     sized.map_err(|error| abandon(classify(error, slot.shown(), len, need)))?;
+    if fresh {
+        encoder = kind.encoder(len, &part, None);
+    }
     let resumed_at = point.done;
-    let mut target = Target::Sparse(part);
+    let mut target = match (kind.unit(), encoder) {
+        (None, _) => Target::Sparse(part),
+        (Some(unit), Some(encoder)) => Target::Image { file: part, encoder, packer: kind.packer(), unit },
+        (Some(_), None) => {
+            return Err(abandon(
+                Refused::NotRepresentable { dest: slot.shown().into(), kind: kind.suffix(), len }.into(),
+            ));
+        }
+    };
     let ran = job.run(&mut target, journal.as_mut(), &mut point);
-    let Target::Sparse(part) = target else { anyhow::bail!("the output is not a file") };
+    let (part, encoder) = match target {
+        Target::Sparse(part) => (part, None),
+        Target::Image { file, encoder, .. } => (file, Some(encoder)),
+        _ => anyhow::bail!("the output is not a file"),
+    };
     let (whole, findings) = match ran {
         Ok(ran) => ran,
         Err(error) => {
-            // The last point: the next run goes on from here.
+            // The last point: the next run goes on from here. An image whose writing failed goes on from the last
+            // point that is on the disk.
+            let tells = encoder.is_none() || matches!(error.downcast_ref(), Some(Refused::Stopped));
             if let Some(journal) = &mut journal {
+                if !tells {
+                    return Err(error);
+                }
                 let _ = part.sync_data().and_then(|()| journal.tell(&point));
             } else {
                 slot.remove_part();
@@ -110,11 +153,26 @@ pub(crate) fn to_slot(
             return Err(error);
         }
     };
+    let file_len = match encoder {
+        None => None,
+        Some(mut encoder) => {
+            let seed = whole.clone().map_or_else(|| crate::digest::sha256(&len.to_le_bytes()), Hasher::finish);
+            let finished = encoder.finish(&part, &seed).and_then(|file_len| part.set_len(file_len).map(|()| file_len));
+            Some(finished.map_err(|error| classify(error, slot.shown(), len, 0))?)
+        }
+    };
     if alone || journal.is_some() {
         part.sync_all().map_err(|error| classify(error, slot.shown(), len, 0))?;
     }
     let mut exported = job.exported(point.clone(), whole, findings);
     exported.resumed_at = resumed_at;
+    if let Some(file_len) = file_len {
+        let digest = match exported.digest.reason() {
+            None => Digest::Sha256(job.hash_file(&part, file_len)?.finish()),
+            Some(why) => Digest::Absent(why.to_owned()),
+        };
+        exported.image = Some((file_len, digest));
+    }
     if let Some(map) = map.filter(|map| exported.gap_count > 0 || options.force && map.exists()) {
         point.mapped = true;
         if let Some(journal) = &mut journal {
@@ -223,7 +281,12 @@ impl Job<'_> {
         let len = self.layer.len();
         let hasher = match (self.options.hash, &*target) {
             (Hashing::UpTo(limit), _) if len > limit => None,
-            (Hashing::UpTo(_), Target::Sparse(part)) => Some(self.hash_again(part, point.done)?),
+            // What an earlier run wrote is hashed from the output itself: that tells of what really is there.
+            (Hashing::UpTo(_), Target::Sparse(part)) => Some(self.hash_file(part, point.done)?),
+            // An image would have to be unpacked for that.
+            (Hashing::UpTo(_), Target::Image { .. }) => {
+                Some(point.hash.as_deref().and_then(Hasher::resume).unwrap_or_default())
+            }
             (Hashing::UpTo(_), _) => Some(Hasher::default()),
             (Hashing::Off, _) => None,
         };
@@ -247,9 +310,8 @@ impl Job<'_> {
         }
     }
 
-    /// The state of the hash where an interrupted export had come to: from the output itself, so that it tells
-    /// of what really is there.
-    fn hash_again(&self, mut part: &File, done: u64) -> anyhow::Result<Hasher> {
+    /// The hash of the first `done` bytes of the output.
+    fn hash_file(&self, mut part: &File, done: u64) -> anyhow::Result<Hasher> {
         let mut hasher = Hasher::default();
         if done == 0 {
             return Ok(hasher);
@@ -288,6 +350,7 @@ impl Job<'_> {
             len,
             data_bytes: point.data,
             digest,
+            image: None,
             gaps,
             gap_count: count,
             lost_bytes: bytes,
@@ -309,6 +372,10 @@ impl Job<'_> {
         let map = written.transpose()?;
         Ok(Exported { map, ..self.exported(point, hasher, findings) })
     }
+}
+
+fn hashes(hashing: Hashing, len: u64) -> bool {
+    matches!(hashing, Hashing::UpTo(limit) if len <= limit)
 }
 
 fn map_slot(options: &ExportOptions, beside: Option<&Slot>, evidence: &Evidence) -> anyhow::Result<Option<Slot>> {

@@ -25,6 +25,9 @@ pub(crate) struct Point {
     pub(crate) losses: Losses,
     /// The mapfile has its name already.
     pub(crate) mapped: bool,
+    /// Of an image: what its encoder needs to go on, and the state of the hash of its content.
+    pub(crate) marks: Vec<u64>,
+    pub(crate) hash: Option<String>,
 }
 
 /// The journal of one export.
@@ -83,6 +86,7 @@ impl Journal {
         json!({
             "done": point.done, "data": point.data, "trust": trust.word(), "lost": bytes, "gaps": count,
             "cut": cut, "end": end.as_ref().map(gap_out), "new": new, "mapped": point.mapped,
+            "marks": point.marks, "hash": point.hash,
         })
     }
 
@@ -139,6 +143,7 @@ fn add(point: &mut Point, line: &Value, len: u64) -> Option<()> {
         Value::Null => None,
         gap => Some(gap_in(gap)?),
     };
+    let marks = line.get("marks")?.as_array()?.iter().map(Value::as_u64).collect::<Option<Vec<_>>>()?;
     let (data, bytes, count) = (number("data")?, number("lost")?, number("gaps")?);
     let gaps = &mut point.losses.gaps;
     gaps.truncate(gaps.len().saturating_sub(usize::from(!new.is_empty())));
@@ -150,6 +155,8 @@ fn add(point: &mut Point, line: &Value, len: u64) -> Option<()> {
     point.losses.end = end;
     point.losses.trust = trust;
     point.mapped = line.get("mapped")?.as_bool()?;
+    point.marks = marks;
+    point.hash = line.get("hash")?.as_str().map(str::to_owned);
     point.data = data;
     point.done = done;
     Some(())

@@ -30,6 +30,16 @@ pub enum Refused {
         /// Its length.
         len: u64,
     },
+    /// The format has no room for so large a disk.
+    #[error("{}: a disk of {len} bytes is more than {kind} can hold; write raw", .dest.display())]
+    NotRepresentable {
+        /// What was to be written.
+        dest: PathBuf,
+        /// The format.
+        kind: &'static str,
+        /// Length of the disk.
+        len: u64,
+    },
     /// The file system is full, or would be.
     #[error("{}: {need} bytes are to be written and {free} are free there; make room or choose another place", .dest.display())]
     NoSpace {

@@ -1,8 +1,9 @@
 //! The engine: pieces are read, decoded and written by all threads, and hashed and counted in order by one.
 
+use super::image::{Encoder, Packer};
 use super::journal::{Journal, Point, append};
-use super::steps::{Step, Steps};
-use super::target::{Target, stream_zeros, write_sparse, zero_device};
+use super::steps::{Aligned, Step, Steps};
+use super::target::{Target, is_zero, stream_zeros, write_sparse, zero_device};
 use crate::digest::Hasher;
 use crate::ordered::{Buffers, ordered};
 use crate::progress::Progress;
@@ -47,23 +48,44 @@ struct Done {
     written: u64,
     /// Its bytes where somebody still needs them; none where all of it is zero.
     bytes: Option<Vec<u8>>,
+    /// The units of an image, and what is packed of them.
+    units: Vec<Laid>,
+    packed: Vec<u8>,
     is_data: bool,
     panicked: bool,
     error: Option<io::Error>,
+}
+
+/// A unit that is not zero.
+struct Laid {
+    unit: u64,
+    /// Where in the packed bytes, or where in the piece.
+    range: Range<usize>,
+    packed: bool,
 }
 
 /// Where a piece's bytes go from the thread that read it.
 enum Placed<'a> {
     Sparse(&'a File),
     Device(&'a File),
+    /// Into an image, in order; packed before.
+    Image {
+        packer: &'a Packer,
+        unit: u64,
+    },
     Later,
 }
 
 impl Run<'_, '_> {
     /// Goes on at `point` and moves it forward.
     pub(crate) fn run(self, point: &mut Point) -> End {
+        let mut image = None;
         let (placed, sync, mut stream) = match self.target {
             Target::Sparse(file) => (Placed::Sparse(file), Some(&*file), None),
+            Target::Image { file, encoder, packer, unit } => {
+                image = Some((&*file, &mut **encoder));
+                (Placed::Image { packer, unit: *unit }, Some(&*file), None)
+            }
             Target::Device(file) => (Placed::Device(file), Some(&*file), None),
             Target::Stream(out) => {
                 let out: &mut (dyn io::Write + Send) = &mut **out;
@@ -73,6 +95,10 @@ impl Run<'_, '_> {
         };
         let keep = self.hasher.is_some() || stream.is_some();
         let buffers = Buffers::default();
+        let steps: Box<dyn Iterator<Item = Step> + Send> = match placed {
+            Placed::Image { unit, .. } => Box::new(Aligned::new(self.layer, point.done, unit)),
+            _ => Box::new(Steps::new(self.layer, point.done..self.layer.len())),
+        };
         let mut hasher = self.hasher;
         let mut end = None;
         std::thread::scope(|scope| {
@@ -82,35 +108,56 @@ impl Run<'_, '_> {
                 scope.spawn(move || keep_points(&output, &file, &points));
                 Some(Keeper { journal, sender, every: self.checkpoint, since: 0 })
             });
-            let steps = Steps::new(self.layer, point.done..self.layer.len());
             let work = |step| work(self.layer, step, &placed, keep, &buffers);
             ordered(self.threads, steps, work, |done| {
                 if let Some(error) = done.error {
                     end = Some(End::Failed(error));
                     return ControlFlow::Break(());
                 }
-                if let Err(error) = in_order(&done, hasher.as_mut(), &mut stream) {
-                    end = Some(End::Failed(error));
-                    return ControlFlow::Break(());
-                }
+                let laid = match &mut image {
+                    Some((file, encoder)) => lay(&done, file, &mut **encoder),
+                    None => Ok(done.written),
+                };
+                let written = laid.and_then(|laid| in_order(&done, hasher.as_mut(), &mut stream).map(|()| laid));
+                let written = match written {
+                    Ok(written) => written,
+                    Err(error) => {
+                        end = Some(End::Failed(error));
+                        return ControlFlow::Break(());
+                    }
+                };
                 if done.panicked {
                     self.findings.push(panicked(&done.range));
                 }
                 done.gaps.iter().for_each(|gap| point.losses.push(gap));
                 point.losses.trust = point.losses.trust.max(done.trust);
-                point.data += done.written;
+                point.data += written;
                 point.done = done.range.end;
                 if let Some(bytes) = done.bytes {
                     buffers.give(bytes);
                 }
-                if done.is_data {
-                    let len = done.range.end - done.range.start;
-                    self.progress.add(len);
-                    if let Some(keeper) = &mut keeper {
-                        keeper.reached(point, len);
-                    }
+                if done.packed.capacity() > 0 {
+                    buffers.give(done.packed);
                 }
-                if self.progress.stopped() && point.done < self.layer.len() {
+                let stopped = self.progress.stopped() && point.done < self.layer.len();
+                let len = if done.is_data { done.range.end - done.range.start } else { 0 };
+                self.progress.add(len);
+                let due = keeper.as_mut().is_some_and(|keeper| keeper.is_due(len));
+                // What an encoder holds back goes into the file, so that the point tells of what is there.
+                if let (true, Some((file, encoder))) = (due || stopped, &mut image) {
+                    match encoder.mark(file) {
+                        Ok(marks) => point.marks = marks,
+                        Err(error) => {
+                            end = Some(End::Failed(error));
+                            return ControlFlow::Break(());
+                        }
+                    }
+                    point.hash = hasher.as_ref().map(Hasher::state);
+                }
+                if let (true, Some(keeper)) = (due, &mut keeper) {
+                    keeper.reached(point);
+                }
+                if stopped {
                     end = Some(End::Stopped);
                     return ControlFlow::Break(());
                 }
@@ -134,6 +181,8 @@ fn work(layer: &dyn Layer, step: Step, placed: &Placed<'_>, keep: bool, buffers:
         trust: Trust::Sound,
         written: 0,
         bytes: None,
+        units: Vec::new(),
+        packed: Vec::new(),
         is_data: false,
         panicked: false,
         error: None,
@@ -164,7 +213,14 @@ fn work(layer: &dyn Layer, step: Step, placed: &Placed<'_>, keep: bool, buffers:
                     std::os::unix::fs::FileExt::write_all_at(*file, &bytes, range.start).map(|()| wide(bytes.len()))
                 }
                 Placed::Later => Ok(wide(bytes.len())),
+                Placed::Image { .. } => Ok(0),
             };
+            let (mut units, mut packed) = (Vec::new(), Vec::new());
+            if let Placed::Image { packer, unit } = placed {
+                packed = buffers.take(0);
+                units = pack(&mut bytes, range.start / unit, narrow(*unit), packer, &mut packed);
+            }
+            let keep = keep || units.iter().any(|laid| !laid.packed);
             let (written, error) = match written {
                 Ok(written) => (written, None),
                 Err(error) => (0, Some(error)),
@@ -175,9 +231,36 @@ fn work(layer: &dyn Layer, step: Step, placed: &Placed<'_>, keep: bool, buffers:
             } else {
                 buffers.give(bytes);
             }
-            Done { gaps, trust, written, bytes: kept, is_data: true, panicked, error, ..blank }
+            Done { gaps, trust, written, bytes: kept, units, packed, is_data: true, panicked, error, ..blank }
         }
     }
+}
+
+/// Packs the units of a piece that are not zero. The last one is filled up.
+fn pack(bytes: &mut Vec<u8>, first: u64, unit: usize, packer: &Packer, packed: &mut Vec<u8>) -> Vec<Laid> {
+    bytes.resize(bytes.len().next_multiple_of(unit), 0);
+    let units = (first..).zip(bytes.chunks(unit)).enumerate().filter(|(_, (_, bytes))| !is_zero(bytes));
+    units
+        .map(|(index, (number, bytes))| {
+            let start = packed.len();
+            match packer.pack(bytes, packed) {
+                true => Laid { unit: number, range: start..packed.len(), packed: true },
+                false => Laid { unit: number, range: index * unit..(index + 1) * unit, packed: false },
+            }
+        })
+        .collect()
+}
+
+/// Lays the units of a piece out; gives how many bytes that were.
+fn lay(done: &Done, file: &File, encoder: &mut dyn Encoder) -> io::Result<u64> {
+    let plain = done.bytes.as_deref().unwrap_or_default();
+    let mut written = 0;
+    for laid in &done.units {
+        let bytes = &if laid.packed { &*done.packed } else { plain }[laid.range.clone()];
+        encoder.put(file, laid.unit, bytes, laid.packed)?;
+        written += wide(bytes.len());
+    }
+    Ok(written)
 }
 
 /// What has to see all bytes in order.
@@ -189,7 +272,8 @@ fn in_order(
     let len = done.range.end - done.range.start;
     if let Some(hasher) = hasher {
         match &done.bytes {
-            Some(bytes) => hasher.update(bytes),
+            // The last unit of an image is filled up with zeros that the disk does not have.
+            Some(bytes) => hasher.update(&bytes[..narrow(len).min(bytes.len())]),
             None => hasher.zeros(len),
         }
     }
@@ -212,12 +296,17 @@ struct Keeper<'a> {
 }
 
 impl Keeper<'_> {
-    fn reached(&mut self, point: &Point, more: u64) {
+    /// Whether so many bytes more make a new point.
+    fn is_due(&mut self, more: u64) -> bool {
         self.since = self.since.saturating_add(more);
-        if self.since < self.every {
-            return;
+        let due = more > 0 && self.since >= self.every;
+        if due {
+            self.since = 0;
         }
-        self.since = 0;
+        due
+    }
+
+    fn reached(&mut self, point: &Point) {
         // Waits only while the one before the last is still being synced.
         let _ = self.sender.send(self.journal.entry(point));
     }

@@ -108,6 +108,70 @@ impl Iterator for Steps<'_> {
     }
 }
 
+/// Steps whose borders are multiples of `unit`, for outputs that are laid out in units: a hole counts only as far as
+/// it covers whole units.
+#[derive(Debug)]
+pub(crate) struct Aligned<'a> {
+    steps: Steps<'a>,
+    unit: u64,
+    len: u64,
+    /// Data that no step has yet.
+    data: Range<u64>,
+    /// A hole behind it, and where what is left of it behind its last whole unit ends.
+    hole: Option<(Step, u64)>,
+}
+
+impl<'a> Aligned<'a> {
+    /// From `start` to the end of the layer.
+    pub(crate) fn new(layer: &'a dyn Layer, start: u64, unit: u64) -> Self {
+        let len = layer.len();
+        Self { steps: Steps::new(layer, start..len), unit, len, data: start..start, hole: None }
+    }
+
+    fn down(&self, at: u64) -> u64 {
+        if at >= self.len { self.len } else { at / self.unit * self.unit }
+    }
+}
+
+impl Iterator for Aligned<'_> {
+    type Item = Step;
+
+    fn next(&mut self) -> Option<Step> {
+        loop {
+            let whole = self.down(self.data.end);
+            if whole.saturating_sub(self.data.start) >= PIECE || self.hole.is_some() && whole > self.data.start {
+                let range = self.data.start..whole;
+                self.data.start = whole;
+                return Some(Step::Data(range));
+            }
+            if let Some((hole, rest)) = self.hole.take() {
+                self.data = hole.range().end..rest;
+                return Some(hole);
+            }
+            match self.steps.next() {
+                Some(Step::Data(range)) => self.data.end = range.end,
+                Some(Step::Skip { range, loss, trust }) => {
+                    let start = self.data.end.div_ceil(self.unit).saturating_mul(self.unit);
+                    let end = self.down(range.end);
+                    if start < end {
+                        // What the hole has of the units at its borders is read with them.
+                        self.data.end = start;
+                        self.hole = Some((Step::Skip { range: start..end, loss, trust }, range.end));
+                    } else {
+                        self.data.end = range.end;
+                    }
+                }
+                None if self.data.is_empty() => return None,
+                None => {
+                    let range = self.data.start..self.len;
+                    self.data.start = self.len;
+                    return Some(Step::Data(range));
+                }
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -128,6 +192,27 @@ mod tests {
         let at = 20 << 40;
         assert_eq!(steps.len(), 3);
         assert_eq!(steps[1], Step::Data(at..at + 512));
+    }
+
+    #[test]
+    fn aligned_steps_tile_in_units() {
+        const UNIT: u64 = 1 << 16;
+        let data = |len: usize| -> Bytes { Arc::new(Memory::new(vec![1; len])) };
+        let bad = Damaged::new(data(5_000_000), vec![10..20, 2_000_000..4_500_000], Why::Unreadable);
+        let (hole, end): (Bytes, Bytes) = (Arc::new(Blank::zero(300_000)), Arc::new(Blank::zero(70_000)));
+        let disk = concat(vec![Arc::new(bad), hole, data(10), end]);
+        let steps: Vec<_> = Aligned::new(&disk, 0, UNIT).collect();
+        let mut at = 0;
+        for (i, step) in steps.iter().enumerate() {
+            assert_eq!(step.range().start, at);
+            assert_eq!(at % UNIT, 0);
+            at = step.range().end;
+            let again: Vec<_> = Aligned::new(&disk, at, UNIT).map(|step| step.range().clone()).collect();
+            assert_eq!(again, steps[i + 1..].iter().map(|step| step.range().clone()).collect::<Vec<_>>());
+        }
+        assert_eq!(at, disk.len());
+        let holes: Vec<_> = steps.iter().filter(|step| matches!(step, Step::Skip { .. })).map(Step::range).collect();
+        assert_eq!(holes, [&(31 * UNIT..68 * UNIT), &(77 * UNIT..80 * UNIT)]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Writing pieces: sparse into a file of our own, in full anywhere else.
 
+use super::image::{Encoder, Packer};
 use rustix::fs::FallocateFlags;
 use std::fs::File;
 use std::io::{self, Write};
@@ -15,12 +16,27 @@ static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 pub(crate) enum Target<'a> {
     /// A file that we made: what is not written is a hole.
     Sparse(File),
+    /// An image in a file of ours.
+    Image {
+        /// The file.
+        file: File,
+        /// What knows its layout.
+        encoder: Box<dyn Encoder>,
+        /// What packs its units, of this many bytes.
+        packer: Packer,
+        unit: u64,
+    },
     /// A block device: zeros have to be written.
     Device(File),
     /// A pipe: everything, in order.
     Stream(&'a mut (dyn Write + Send)),
     /// Nowhere: only hashed.
     Nowhere,
+}
+
+/// Whether all of it is zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROS.len()).all(|chunk| *chunk == ZEROS[..chunk.len()])
 }
 
 /// Writes the blocks of `bytes` that are not zero; gives how many bytes that were.

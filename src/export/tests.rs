@@ -290,6 +290,90 @@ fn a_stopped_export_goes_on() {
     }
 }
 
+/// Every kind of image.
+const IMAGES: [ImageKind; 3] =
+    [ImageKind::Qcow2(Packing::Plain), ImageKind::Qcow2(Packing::Deflate), ImageKind::Qcow2(Packing::Zstd)];
+
+#[test]
+fn a_stopped_image_goes_on_to_the_same_bytes() {
+    let want = mixed();
+    for kind in IMAGES {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let options = ExportOptions {
+            threads: 3,
+            identity: Some("disk".into()),
+            checkpoint: 1 << 20,
+            kind,
+            ..ExportOptions::default()
+        };
+        let mut stops = 0;
+        let exported = loop {
+            let progress = Progress::silent();
+            let flag = progress.stop_flag();
+            let hook = move |count| flag.store(count >= 5, Ordering::Relaxed);
+            let layer = Hooked { base: Arc::clone(&want), count: AtomicUsize::new(0), hook };
+            match export(&layer, &Dest::File(path.clone()), &Evidence::default(), &options, &progress) {
+                Ok(exported) => break exported,
+                Err(error) => assert!(matches!(error.downcast_ref(), Some(Refused::Stopped)), "{error:#}"),
+            }
+            assert_eq!(names(dir.path()), ["x.vdrecover-part", "x.vdrecover-part.state"]);
+            stops += 1;
+            assert!(stops < 100);
+        };
+        assert!(stops > 1 && exported.resumed_at > 0, "{kind:?}");
+        let layer = Hooked { base: Arc::clone(&want), count: AtomicUsize::new(0), hook: |_| () };
+        let whole = to(&dir.path().join("y"), &layer, &ExportOptions { kind, ..ExportOptions::default() }).unwrap();
+        assert!(fs::read(&path).unwrap() == fs::read(dir.path().join("y")).unwrap(), "{kind:?}");
+        assert_eq!((exported.digest, exported.image), (whole.digest, whole.image));
+        assert_eq!((exported.gaps, exported.data_bytes), (whole.gaps, whole.data_bytes));
+        assert_eq!(fs::read(path.with_extension("map")).unwrap(), fs::read(dir.path().join("y.map")).unwrap());
+    }
+}
+
+#[test]
+fn a_killed_image_goes_on_to_the_same_bytes() {
+    for kind in IMAGES {
+        let (dir, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (from, to_dir) = (dir.path().to_path_buf(), after.path().to_path_buf());
+        let copied = AtomicBool::new(false);
+        let hook = move |count| {
+            if count >= 14 && !copied.swap(true, Ordering::SeqCst) {
+                // The file is further than the journal when a program dies.
+                fs::copy(from.join("x.vdrecover-part.state"), to_dir.join("x.vdrecover-part.state")).unwrap();
+                std::thread::sleep(std::time::Duration::from_millis(30));
+                fs::copy(from.join("x.vdrecover-part"), to_dir.join("x.vdrecover-part")).unwrap();
+            }
+        };
+        let layer = Hooked { base: mixed(), count: AtomicUsize::new(0), hook };
+        let options =
+            ExportOptions { identity: Some("d".into()), checkpoint: 1, threads: 2, kind, ..ExportOptions::default() };
+        to(&dir.path().join("x"), &layer, &options).unwrap();
+        let exported = to(&after.path().join("x"), &*mixed(), &options).unwrap();
+        assert!(exported.resumed_at > 0, "{kind:?}");
+        for name in ["x", "x.map"] {
+            assert!(fs::read(dir.path().join(name)).unwrap() == fs::read(after.path().join(name)).unwrap(), "{kind:?}");
+        }
+        assert_eq!(names(after.path()), ["x", "x.map"]);
+    }
+}
+
+#[test]
+fn an_unfinished_image_of_another_kind_starts_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    let options = |kind| ExportOptions { identity: Some("d".into()), kind, ..ExportOptions::default() };
+    let progress = Progress::silent();
+    progress.stop_flag().store(true, Ordering::Relaxed);
+    let dest = Dest::File(path.clone());
+    export(&*mixed(), &dest, &Evidence::default(), &options(ImageKind::Raw), &progress).unwrap_err();
+    let exported = to(&path, &*mixed(), &options(IMAGES[1])).unwrap();
+    assert_eq!(exported.resumed_at, 0);
+    let whole = to(&dir.path().join("y"), &*mixed(), &options(IMAGES[1])).unwrap();
+    assert!(fs::read(&path).unwrap() == fs::read(dir.path().join("y")).unwrap());
+    assert_eq!(exported.image, whole.image);
+}
+
 #[test]
 fn a_killed_export_goes_on() {
     // What a kill leaves behind: the two files, copied in the middle of the run.
