@@ -164,6 +164,7 @@ fn part(tree: &dyn Tree, number: u32, depth: Depth) -> Part {
                 }
             }
             Note::Free { range, .. } => part.free += range.end.saturating_sub(range.start),
+            Note::Taken { .. } => {}
             Note::Finding(finding) => part.findings.push(finding),
         }
         ControlFlow::Continue(())

@@ -56,6 +56,8 @@ impl Outcome {
 const EXIT_CODES: &str = "\
 LOCATOR is IMAGE or IMAGE::PATH; `vdrecover ls IMAGE` shows the paths. Numbers take 0x and K, M, G, T.
 Exit code: 0 what was asked for is whole and sound; 1 it came with loss or doubt; 2 it failed.
+What was deleted counts only where it was asked for (found/, --what found), and the LUN of a raw device
+mapping, which never was in the image, only where its bytes were (cat, export of it).
 Inputs are opened read-only and never written.";
 
 /// Finds, reads and hands back what is on VM disk images and datastores, without a hypervisor.

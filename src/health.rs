@@ -18,6 +18,8 @@ pub struct Health {
     pub zero: u64,
     /// Of the missing ones, those that somebody else has by now.
     pub overwritten: u64,
+    /// Of the missing ones, those on LUNs that raw mappings name and that were not given: they never were in the image.
+    pub not_given: u64,
     /// Why bytes can't be had, each reason once.
     pub reasons: Vec<Why>,
     /// Whether the map was too long to look at to its end: then the numbers are lower bounds.
@@ -30,14 +32,14 @@ impl Health {
     pub fn sums(&self) -> Value {
         json!({
             "good": self.data, "hole": self.empty - self.zero, "zero": self.zero, "overwritten": self.overwritten,
-            "lost": self.missing - self.overwritten,
+            "lost": self.missing - self.overwritten - self.not_given,
         })
     }
 
-    /// Whether nothing is missing and nothing is doubted, as far as was looked.
+    /// Whether nothing is missing that should be there and nothing is doubted, as far as was looked.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.missing == 0 && self.trust == Trust::Sound
+        self.missing == self.not_given && self.trust == Trust::Sound
     }
 }
 
@@ -56,6 +58,7 @@ pub fn of(layer: &dyn Layer, runs: usize) -> Health {
             Place::Lost(loss) => {
                 health.missing += run.len;
                 health.overwritten += if loss.why == Why::Overwritten { run.len } else { 0 };
+                health.not_given += if loss.why == Why::NotGiven { run.len } else { 0 };
                 if !health.reasons.contains(&loss.why) {
                     health.reasons.push(loss.why);
                 }

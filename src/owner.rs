@@ -27,7 +27,7 @@ use std::sync::Arc;
 use tops::{Top, Tops};
 pub(crate) use tops::{gaps, is_system};
 use vdrecover_formats::cursor::same_layer;
-use vdrecover_formats::{Layer, Note, Place, State, Trust, Use, walk};
+use vdrecover_formats::{Layer, NodeId, Note, Place, State, Trust, Use, walk};
 
 /// Hits that are kept at once, about 100 bytes each.
 const MOST: usize = 1 << 20;
@@ -48,6 +48,8 @@ pub enum Kind {
     Structure,
     /// What a datastore has as free.
     Free,
+    /// A bitmap has it as used, and no file that can be read leads there.
+    Allocated,
     /// A file of structures, in a part that nothing uses now.
     Unused,
     /// Inside something whose content is known, and nothing of that has it.
@@ -62,6 +64,7 @@ impl Kind {
             Self::Data => "data",
             Self::Structure => "structure",
             Self::Free => "free",
+            Self::Allocated => "allocated",
             Self::Unused => "unused",
             Self::Unclaimed => "unclaimed",
         }
@@ -267,7 +270,30 @@ impl Search<'_> {
                 let name = || format!("free space of store/{own}");
                 self.claim(*layer, range.clone(), Kind::Free, &name, asked, most, found);
             }
+            Note::Taken { layer, range } => {
+                let name = || self.holder(store, range.clone());
+                self.claim(*layer, range.clone(), Kind::Allocated, &name, asked, most, found);
+            }
             Note::Finding(_) => {}
+        }
+    }
+
+    /// To whom a store says that a range of it is allocated.
+    fn holder(&self, store: usize, range: Range<u64>) -> String {
+        let (nodes, is_exact) = self.case.stores[store].tree.holders(range);
+        let own = String::from_utf8_lossy(&self.case.stores[store].name);
+        let name = |id: &NodeId| {
+            let found = self.case.lost().get(crate::case::compose(store, *id));
+            found.map_or_else(
+                || self.known.node(self.case, store, *id),
+                |found| String::from_utf8_lossy(&found.path).into_owned(),
+            )
+        };
+        let names: Vec<String> = nodes.iter().map(name).collect();
+        match (names.as_slice(), is_exact) {
+            ([], _) => format!("allocated space of store/{own}"),
+            (names, true) => format!("allocated space of store/{own}, of {}", names.join(", ")),
+            (names, false) => format!("allocated space of store/{own}, perhaps of {}", names.join(" or ")),
         }
     }
 
@@ -420,7 +446,7 @@ impl Search<'_> {
         let tells = |kind: Kind| match kind {
             Kind::Data | Kind::Structure | Kind::Free => true,
             // Say something only where nobody else does.
-            Kind::Unused | Kind::Unclaimed => Some(kind) == best,
+            Kind::Allocated | Kind::Unused | Kind::Unclaimed => Some(kind) == best,
         };
         let mut kept = last.into_iter();
         owners.retain(|owner| kept.next() == Some(true) && tells(owner.kind));

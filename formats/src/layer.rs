@@ -191,6 +191,8 @@ pub enum Why {
     TooDeep,
     /// Behind the end of a dump of a part of a device, or before its start: the device has them.
     Outside,
+    /// On a LUN that a raw device mapping names and that was not given: they never were where the mapping is.
+    NotGiven,
 }
 
 impl Why {
@@ -208,6 +210,7 @@ impl Why {
             Self::Unsupported => "unsupported",
             Self::TooDeep => "too-deep",
             Self::Outside => "outside",
+            Self::NotGiven => "not-given",
         }
     }
 }
@@ -225,6 +228,7 @@ impl fmt::Display for Why {
             Self::Unsupported => "this feature is not supported",
             Self::TooDeep => "too many layers on top of each other",
             Self::Outside => "they are outside this dump",
+            Self::NotGiven => "they are on a LUN that was not given",
         })
     }
 }

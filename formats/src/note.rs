@@ -26,6 +26,13 @@ pub enum Note<'a> {
         /// Where in it.
         range: Range<u64>,
     },
+    /// Bytes of a layer that a bitmap has as used. Whoever uses them claims them too, if it can be read.
+    Taken {
+        /// The layer that holds them.
+        layer: &'a dyn Layer,
+        /// Where in it.
+        range: Range<u64>,
+    },
     /// An observation.
     Finding(Finding),
 }

@@ -300,6 +300,13 @@ pub trait Tree: Debug + Send + Sync {
         ControlFlow::Continue(())
     }
 
+    /// Nodes that the format's own records, other than their pointers, say have a range of the layer that claims are
+    /// on; and whether they say it of exactly these bytes, or only of some near them.
+    fn holders(&self, range: Range<u64>) -> (Vec<NodeId>, bool) {
+        let _ = range;
+        (Vec::new(), false)
+    }
+
     /// Takes what an audit of all parts put in doubt: whoever reads it from then on is told, be it through a layer that
     /// was opened before.
     fn doubt(&self, doubts: Doubts) {

@@ -72,7 +72,7 @@ fn content_is_what_was_written() {
         assert_eq!((rdm.kind, tree.node(rdm.id).unwrap().len), (Kind::Mapping, 6969 * GIB));
         let layer = tree.open(rdm.id).unwrap();
         let run = walk(&*layer, 0..layer.len()).next().unwrap();
-        assert!(run.len == 6969 * GIB && matches!(run.place, Place::Lost(loss) if loss.why == Why::Absent));
+        assert!(run.len == 6969 * GIB && matches!(run.place, Place::Lost(loss) if loss.why == Why::NotGiven));
         assert_eq!(tree.lookup(tree.root(), b"nothing"), Ok(None));
     }
 }

@@ -1,7 +1,8 @@
 //! `found/CLASS/…`: what no folder of a datastore lists any more, as folders and files like all others.
 //!
 //! A find that lies in a folder that was found too is shown in that folder; all others are shown under their evidence
-//! class, and where several datastores have finds, under the name of the datastore. Two finds of one name get the
+//! class, where several datastores have finds under the name of the datastore, and there under the path of the folder
+//! that they were in, if that is alive. Two finds of one name get the
 //! number of their node behind it, which depends on where they lie and on nothing else.
 //!
 //! Disks are put together of what was found as they are of what is alive, and shown beside their description: the
@@ -13,7 +14,7 @@ mod disks;
 use super::discover::MAX_STORES;
 use super::names::Names;
 use super::{Case, compose};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use vdrecover_formats::{Entry, Find, Kind, Node, NodeId, State, Tree, Trust};
 
@@ -138,11 +139,15 @@ fn collect(case: &Case) -> Vec<FoundNode> {
 /// Gives every node its place in the tree.
 fn place(case: &Case, nodes: Vec<FoundNode>, found: &mut Found) {
     let several = nodes.iter().any(|node| node.store != nodes[0].store);
-    let mut namesakes: HashMap<(Option<usize>, usize, State, Vec<u8>), usize> = HashMap::new();
+    let mut namesakes: HashMap<(Option<usize>, usize, State, Option<NodeId>, Vec<u8>), usize> = HashMap::new();
+    let alive = Alive::of(case, &nodes);
     let key = |node: &FoundNode| {
         // In a folder the class does not keep names apart.
-        let state = if node.folder.is_some() { State::Live } else { node.find.entry.state };
-        (node.folder, node.store, state, node.find.entry.name.clone())
+        let (state, parent) = match node.folder {
+            Some(_) => (State::Live, None),
+            None => (node.find.entry.state, alive.folder(node).map(|(id, _)| id)),
+        };
+        (node.folder, node.store, state, parent, node.find.entry.name.clone())
     };
     for node in &nodes {
         *namesakes.entry(key(node)).or_default() += 1;
@@ -152,6 +157,8 @@ fn place(case: &Case, nodes: Vec<FoundNode>, found: &mut Found) {
     let class = |node: &FoundNode| CLASSES.iter().position(|class| *class == node.find.entry.state).unwrap_or(0);
     let mut classes: BTreeMap<usize, NodeId> = BTreeMap::new();
     let mut dirs: HashMap<usize, NodeId> = HashMap::new();
+    // Folders that stand for those that are alive.
+    let mut shadows: HashMap<(NodeId, Vec<u8>), (NodeId, Vec<u8>)> = HashMap::new();
     let plain = || Node::plain(Kind::Dir, 0, 0o555);
     for (at, mut node) in nodes.into_iter().enumerate() {
         let inside = node.folder.and_then(|folder| Some((*dirs.get(&folder)?, found.nodes.get(folder)?.path.clone())));
@@ -168,7 +175,12 @@ fn place(case: &Case, nodes: Vec<FoundNode>, found: &mut Found) {
                 let (dir, name) = names.dir_as(*dir, &case.stores[node.store].name, plain(), State::Live);
                 (dir, [&path[..], b"/", &name].concat())
             });
-            top.clone()
+            let (mut dir, mut above) = top.clone();
+            for part in alive.folder(&node).into_iter().flat_map(|(_, path)| path.split(|byte| *byte == b'/')) {
+                let known = shadows.entry((dir, part.to_vec())).or_insert_with(|| names.dir_as(dir, part, plain(), State::Live));
+                (dir, above) = (known.0, [&above[..], b"/", &known.1].concat());
+            }
+            (dir, above)
         });
         let mut name = node.find.entry.name.clone();
         if namesakes.get(&key(&node)).is_some_and(|count| *count > 1) {
@@ -188,6 +200,28 @@ fn place(case: &Case, nodes: Vec<FoundNode>, found: &mut Found) {
         node.path = [&above[..], b"/", &name].concat();
         node.find.entry.name = name;
         found.nodes.push(node);
+    }
+}
+
+/// The folders that are alive and had finds in them, by node of the case, with their paths in their stores.
+struct Alive(HashMap<NodeId, Vec<u8>>);
+
+impl Alive {
+    fn of(case: &Case, nodes: &[FoundNode]) -> Self {
+        let wanted: HashSet<NodeId> = nodes.iter().filter_map(|node| node.find.parent).collect();
+        let stores = case.stores.iter().enumerate().filter(|_| !wanted.is_empty());
+        let folders = stores.flat_map(|(index, store)| {
+            let folders = store.files.iter().filter(|file| file.entry.kind == Kind::Dir);
+            folders.map(move |file| (compose(index, file.entry.id), &file.path))
+        });
+        let folders = folders.filter(|(id, _)| wanted.contains(id));
+        Self(folders.map(|(id, path)| (id, path.clone())).collect())
+    }
+
+    /// The folder that a find was in, other than the top of its store.
+    fn folder(&self, node: &FoundNode) -> Option<(NodeId, &[u8])> {
+        let parent = node.find.parent.filter(|_| node.folder.is_none())?;
+        self.0.get(&parent).map(|path| (parent, &path[..]))
     }
 }
 

@@ -111,7 +111,8 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         progress.finish();
         let done = done?;
         let kept = keep_folder(&case, global, &found.path, &done, out)?;
-        return Ok(tell_folder(&done, &command.output, out)?.max(incomplete).max(kept));
+        let asked = if found.path.starts_with(b"found") { Asked::Finds } else { Asked::All };
+        return Ok(tell_folder(&done, &command.output, asked, out)?.max(incomplete).max(kept));
     }
     let incomplete = Outcome::doubt_if(!case.failed.is_empty());
     let is_disk = case.target(found.entry.id).is_some();
@@ -365,7 +366,8 @@ fn tell(done: &Exported, output: &Path, is_pipe: bool, out: &mut Out) -> Result<
 }
 
 /// Says how an export of a folder went.
-pub(super) fn tell_folder(done: &Foldered, output: &Path, out: &mut Out) -> Result<Outcome> {
+/// Finds change the outcome only if they are what was `asked` for.
+pub(super) fn tell_folder(done: &Foldered, output: &Path, asked: Asked, out: &mut Out) -> Result<Outcome> {
     let tally = &done.tally;
     let shown = output.display().to_string();
     out.record(
@@ -408,7 +410,18 @@ pub(super) fn tell_folder(done: &Foldered, output: &Path, out: &mut Out) -> Resu
     }
     out.line(format_args!("{} lists every file with its hash, state and trust", done.manifest.display()))?;
     findings(&done.findings, done.trust, &shown, out)?;
-    Ok(Outcome::doubt_if(!done.is_sound()))
+    // Nothing of a find is sound: at best it is inferred that it is what it was.
+    let finds = asked == Asked::Finds && finds.files + finds.failed > 0;
+    Ok(Outcome::doubt_if(!done.is_sound() || finds))
+}
+
+/// What an export of a folder was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// What is alive, and perhaps finds with it.
+    All,
+    /// What no folder lists any more.
+    Finds,
 }
 
 fn findings(all: &[Finding], trust: Trust, about: &str, out: &mut Out) -> Result<()> {

@@ -2,7 +2,8 @@
 
 use super::out::Out;
 use super::{Global, Outcome};
-use crate::case::{Case, ItemId, Origin, State};
+use crate::case::{Case, Item, ItemId, Origin, State};
+use crate::health;
 use crate::report;
 use anyhow::Result;
 use clap::Args;
@@ -28,6 +29,8 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         let item = &case.items[id];
         // A part of another image is complete when that is.
         let absent = item.used_by.is_none() && item.filled.iter().any(|filled| filled.bytes.is_none());
+        // The LUN of a raw mapping never was in the image.
+        let absent = absent && !matches!(item.content(), Some(Content::Disks(_)) if is_elsewhere(item));
         worst = worst.max(Outcome::doubt_if(absent || matches!(item.state, State::Failed(_))));
     }
     global.compare(&case);
@@ -36,6 +39,12 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         super::scan::show_finding(noted, out)?;
     }
     Ok(worst)
+}
+
+/// Whether nothing of a disk is missing but what lies on LUNs that were not given.
+fn is_elsewhere(item: &Item) -> bool {
+    let health = health::of(&*item.disk(), health::LISTING);
+    health.not_given > 0 && health.missing == health.not_given
 }
 
 /// Every item behind the one that it lies in.

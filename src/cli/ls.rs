@@ -93,7 +93,8 @@ impl Listing<'_> {
                 }
                 self.entry(&entry, &path)?;
             }
-            if self.command.all {
+            // Where all of the tree is listed, they are told in `found/`.
+            if self.command.all && !(self.command.recursive && start == self.case.root()) {
                 self.lost(dir)?;
             }
             for finding in findings {
@@ -132,7 +133,7 @@ impl Listing<'_> {
         };
         let health = content_health(self.case, entry, &node);
         // What was deleted is not what was asked for to be whole.
-        if entry.state == State::Live && (health.missing > 0 || health.trust > Trust::Sound) {
+        if entry.state == State::Live && !health.is_sound() {
             self.worst = Outcome::Doubt;
         }
         let against = self.case.contradicted(entry.id);
@@ -158,7 +159,11 @@ impl Listing<'_> {
             return self.out.record("entry", record);
         }
         let missing =
-            if health.missing > 0 { format!(" {} missing", report::size(health.missing)) } else { String::new() };
+            match (health.missing - health.not_given, health.not_given) {
+                (0, 0) => String::new(),
+                (0, bytes) => format!(" {} on a LUN that was not given", report::size(bytes)),
+                (bytes, _) => format!(" {} missing", report::size(bytes)),
+            };
         let target = if entry.kind == Kind::Symlink { link_text(self.case, entry.id) } else { String::new() };
         self.out.line(format_args!(
             "{} {:>5} {:>5} {:>16} {} {:8} {:8} {}{target}{missing}",
@@ -244,6 +249,7 @@ pub(super) fn record(path: &[u8], entry: &Entry, node: &Node, health: &Health) -
         "trust": health.trust.word(),
         "missing": health.missing,
         "missing_is_exact": !health.partial,
+        "not_given": health.not_given,
         "cross_links": "unchecked",
     });
     if std::str::from_utf8(path).is_err()

@@ -58,9 +58,9 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     }
     let outside = asked.total() - inside.total();
     if outside > 0 {
-        out.hint(&format!("{outside} bytes of what is asked are behind the end of {}", command.image.display()));
+        out.error(&format!("{outside} bytes of what is asked are behind the end of {}", command.image.display()));
     }
-    Ok(Outcome::Sound)
+    Ok(Outcome::doubt_if(outside > 0))
 }
 
 fn show(piece: &Piece, sums: &mut Sums, out: &mut Out) -> Result<()> {
@@ -93,6 +93,7 @@ fn text(owner: &Owner, vms: &[&str]) -> String {
         Kind::Data => format!("data, {}", owner.state.word()),
         Kind::Structure => "a structure".into(),
         Kind::Free => "free".into(),
+        Kind::Allocated => "allocated by its bitmap; no file that can be read leads there".into(),
         Kind::Unused => "in a file of structures, used by nothing".into(),
         Kind::Unclaimed => "unclaimed: nothing that was recognised has it".into(),
     };

@@ -1,6 +1,6 @@
 //! `vdrecover recover`: everything that can be had, in one go.
 
-use super::export::{Writing, advise, doubts, evidence, keep_folder, stoppable, tell_folder};
+use super::export::{Asked, Writing, advise, doubts, evidence, keep_folder, stoppable, tell_folder};
 use super::out::Out;
 use super::{Global, Outcome};
 use crate::case::{Case, Machine, Parts, Pick};
@@ -108,7 +108,8 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     progress.finish();
     let done = done.map_err(|error| advise(error, &command.output))?;
     let incomplete = incomplete.max(keep_folder(&case, global, b"", &done, out)?);
-    Ok(tell_folder(&done, &command.output, out)?.max(incomplete))
+    let asked = if command.what == [What::Found] { Asked::Finds } else { Asked::All };
+    Ok(tell_folder(&done, &command.output, asked, out)?.max(incomplete))
 }
 
 fn machine<'a>(case: &'a Case, name: &str) -> Result<&'a Machine> {

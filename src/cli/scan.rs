@@ -172,6 +172,7 @@ impl Scan<'_> {
             let health = health::of(&*bytes, health::LISTING);
             size = u64::saturating_add(size, bytes.len());
             worst.missing = worst.missing.saturating_add(health.missing);
+            worst.not_given = worst.not_given.saturating_add(health.not_given);
             worst.trust = worst.trust.max(health.trust).max(self.case.items[item].trust());
             disks.push(disk_record(disk, bytes.len(), &health));
         }
@@ -413,9 +414,10 @@ fn zeros(layer: &dyn Layer) -> u64 {
 
 /// What a machine's or a disk's owner wants to know first.
 fn verdict(health: &Health, absent: usize) -> String {
-    match (absent, health.missing, health.trust) {
+    match (absent, health.missing - health.not_given, health.trust) {
         (1.., ..) => format!("{absent} disks not found"),
-        (0, 1.., _) => format!("{} missing", report::size(health.missing)),
+        (0, missing @ 1.., _) => format!("{} missing", report::size(missing)),
+        (0, 0, Trust::Sound) if health.not_given > 0 => "raw LUN, not given".into(),
         (0, 0, trust) => trust.word().to_owned(),
     }
 }

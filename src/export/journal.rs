@@ -174,6 +174,7 @@ fn why_of(word: &str) -> Option<Why> {
         Why::Unsupported,
         Why::TooDeep,
         Why::Outside,
+        Why::NotGiven,
     ];
     all.into_iter().find(|why| why.word() == word)
 }

@@ -97,7 +97,7 @@ impl Server {
         let node = self.tree.node(id).map_err(|error| errno(&error))?;
         let elsewhere = node.kind == Kind::Mapping;
         let bytes: Bytes = if elsewhere {
-            Arc::new(Blank::lost(node.len, Why::Absent, 0))
+            Arc::new(Blank::lost(node.len, Why::NotGiven, 0))
         } else {
             self.tree.open(id).map_err(|error| errno(&error))?
         };

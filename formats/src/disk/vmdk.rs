@@ -214,7 +214,7 @@ fn join(descriptor: &Descriptor, wants_parent: bool, others: &[Option<Bytes>], m
                     trust = Trust::Inferred;
                     Stored::In(file.clone(), 0)
                 }
-                _ => Stored::Lost(Why::Absent),
+                _ => Stored::Lost(Why::NotGiven),
             },
             _ if seal.is_some() => Stored::Lost(Why::Sealed),
             (kind, _) => match file {

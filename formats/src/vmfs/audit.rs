@@ -7,6 +7,7 @@
 use super::address::{FdAddress, Spot};
 use super::descriptor::{Descriptor, Origin, Shape, Type};
 use super::directory::Folder;
+use super::owner;
 use super::resource::Resource;
 use super::tree::Datastore;
 use super::volume::Volume;
@@ -16,6 +17,7 @@ use crate::note::{Concern, Finding, Note, Part, Sink, Use};
 use crate::num::{narrow, wide};
 use crate::tree::{Kind, NodeId, State};
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 /// Clusters of file blocks in a part.
 const CLUSTERS: u64 = 256;
@@ -128,6 +130,9 @@ impl Datastore {
         for resource in [&pools.pb2, &pools.pbc, &pools.sbc, fdc, jbc].into_iter().flatten() {
             self.claim_frame(resource, sink)?;
         }
+        for resource in [&pools.pb2, &pools.pbc, &pools.sbc].into_iter().flatten() {
+            self.taken(resource, sink)?;
+        }
         if let Some(resource) = fbb {
             let of = structure(resource.file.descriptor(), Part::System);
             self.claim(&*resource.file, 0..resource.file.len(), of, sink)?;
@@ -164,14 +169,45 @@ impl Datastore {
         ControlFlow::Continue(())
     }
 
+    /// Tells which resources of a file are in use.
+    fn taken(&self, resource: &Resource, sink: Sink<'_>) -> ControlFlow<()> {
+        let size = resource.size;
+        for cluster in 0..resource.clusters() {
+            // What is wrong with a cluster is told by the check.
+            let Ok(state) = resource.cluster(&self.volume.space, cluster) else { continue };
+            let used = stretches(&state.free, state.free.len()).into_iter().filter(|(.., free)| !free);
+            // Where a table says who has each of them, neighbours are not one.
+            let each = if resource.owned { 1 } else { u64::MAX };
+            let pieces = used.flat_map(|(first, count, _)| {
+                (0..count.div_ceil(each)).map(move |number| (first.saturating_add(number), count.min(each)))
+            });
+            for (first, count) in pieces {
+                let Some(body) = resource.body(Spot { cluster, resource: first }) else { continue };
+                let end = body.saturating_add(count.saturating_mul(size)).min(resource.file.len());
+                self.places(&*resource.file, body..end, &mut |layer, range| sink(Note::Taken { layer, range }))?;
+            }
+        }
+        ControlFlow::Continue(())
+    }
+
     /// Claims the places of a range of a file.
     fn claim(&self, file: &dyn Layer, range: Range<u64>, of: Use, sink: Sink<'_>) -> ControlFlow<()> {
+        self.places(file, range, &mut |layer, range| sink(Note::Claim { layer, range, of }))
+    }
+
+    /// The places of a range of a file.
+    fn places(
+        &self,
+        file: &dyn Layer,
+        range: Range<u64>,
+        sink: &mut dyn FnMut(&dyn Layer, Range<u64>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let mut at = range.start;
         while at < range.end {
             let run = file.run(at, range.end.saturating_sub(at));
             if let Place::Below { offset, .. } = run.place {
                 let range = offset..offset.saturating_add(run.len);
-                sink(Note::Claim { layer: self.volume.lv(), range, of })?;
+                sink(self.volume.lv(), range)?;
             }
             at = at.saturating_add(run.len.max(1));
         }
@@ -255,6 +291,26 @@ impl Datastore {
         (self.state(&fd) != State::Live).then(|| format!("{} is free in its bitmap", fd.address))
     }
 
+    /// Who has a range by the tables of owners: of exactly a sub-block, a pointer block or a descriptor, else of some
+    /// blocks of a cluster. Whose pointers can be read is not told: they would lead there.
+    pub(super) fn holders_of(&self, range: Range<u64>) -> (Vec<NodeId>, bool) {
+        let space = &self.volume.space;
+        if let Some((resource, spot)) = self.heir().resource(range.start) {
+            let is_descriptor = self.volume.fdc.as_ref().is_some_and(|fdc| Arc::ptr_eq(&fdc.file, &resource.file));
+            let owner = if is_descriptor { FdAddress::new(spot) } else { owner::of(space, resource, spot) };
+            return (owner.map(|owner| NodeId(owner.0.into())).into_iter().collect(), true);
+        }
+        let blocks = self.volume.blocks();
+        let number = range.start.checked_shr(space.header.file_shift);
+        let cluster = blocks.zip(number).and_then(|(blocks, number)| Some((blocks, blocks.spot(number)?.cluster)));
+        let owners = cluster.and_then(|(blocks, cluster)| owner::blocks(space, blocks, cluster)).unwrap_or_default();
+        let unread = owners.into_iter().filter(|(owner, _)| {
+            let found = self.volume.descriptor(*owner);
+            !found.is_ok_and(|fd| fd.links > 0 && fd.origin == Origin::Disk)
+        });
+        (unread.map(|(owner, _)| NodeId(owner.0.into())).collect(), false)
+    }
+
     // Parts of descriptors
 
     /// Which descriptors folders list. Walks the folders if nothing did before; no lock is held meanwhile.
@@ -309,6 +365,10 @@ impl Datastore {
                 if used == Some(true) {
                     let at = self.volume.locate(address).unwrap_or_default();
                     let text = format!("{address} is in use and can't be read: {error}");
+                    let end = at.saturating_add(self.volume.space.header.descriptor_size());
+                    if at > 0 && end <= self.volume.lv().len() {
+                        sink(Note::Taken { layer: self.volume.lv(), range: at..end })?;
+                    }
                     sink(self.finding("VMFS-FD", at..at, text))?;
                 }
                 return ControlFlow::Continue(());
@@ -475,26 +535,34 @@ impl Datastore {
                 }
             };
             let start = cluster.saturating_mul(blocks.per_cluster);
-            let mut open: Option<Range<u64>> = None;
             let total = blocks.total.saturating_sub(start);
-            for (block, free) in (start..).zip(&state.free).take(narrow(total)) {
-                let range = block.saturating_mul(size)..block.saturating_add(1).saturating_mul(size).min(lv.len());
-                match &mut open {
-                    Some(open) if *free => open.end = range.end,
-                    None if *free => open = Some(range),
-                    _ => {
-                        if let Some(range) = open.take() {
-                            sink(Note::Free { layer: lv, range })?;
-                        }
+            for (first, count, free) in stretches(&state.free, narrow(total)) {
+                let at = start.saturating_add(first).saturating_mul(size);
+                let range = at..at.saturating_add(count.saturating_mul(size)).min(lv.len());
+                if free && range.start < range.end {
+                    sink(Note::Free { layer: lv, range })?;
+                } else if !free {
+                    // Of what lies in resource files their own bitmaps tell.
+                    for range in self.heir().outside_of_resources(range) {
+                        sink(Note::Taken { layer: lv, range })?;
                     }
                 }
-            }
-            if let Some(range) = open.filter(|range| range.start < range.end) {
-                sink(Note::Free { layer: lv, range })?;
             }
         }
         ControlFlow::Continue(())
     }
+}
+
+/// Neighbours in a bitmap that are alike: the first of them, how many, and whether they are free.
+fn stretches(free: &[bool], most: usize) -> Vec<(u64, u64, bool)> {
+    let mut found: Vec<(u64, u64, bool)> = Vec::new();
+    for (number, free) in (0..).zip(free.iter().take(most)) {
+        match found.last_mut() {
+            Some((_, count, known)) if known == free => *count = count.saturating_add(1),
+            _ => found.push((number, 1, *free)),
+        }
+    }
+    found
 }
 
 /// A structure of a descriptor's node.

@@ -468,7 +468,7 @@ impl Layer for File {
         let fd = &self.descriptor;
         let run = match fd.shape {
             Shape::Mapped { levels, shift } => self.witnessed_run(self.left(self.mapped(at, want, levels, shift))),
-            Shape::Elsewhere => Run::lost(want, Why::Absent, fd.content_at),
+            Shape::Elsewhere => Run::lost(want, Why::NotGiven, fd.content_at),
             Shape::Resident => {
                 let offset = fd.content_at.saturating_add(at);
                 let run = match fd.content_len.saturating_sub(at) {

@@ -4,6 +4,7 @@
 //! bitmap of the resource decides: a sub-block that is free still holds what its last owner wrote, even though the
 //! resource file that it lies in is alive. What no bitmap tells is nobody's.
 
+use super::address::Spot;
 use super::resource::{Part, Resource};
 use super::volume::{Space, Volume};
 use crate::layer::{Layer, Place};
@@ -57,6 +58,36 @@ impl Heir {
         let large = volume.sfb.as_ref().and(volume.fbb.clone());
         let blocks = volume.blocks().cloned();
         Self { space: Arc::clone(&volume.space), blocks, large, pieces, pools }
+    }
+
+    /// The resource of a resource file that a place in the logical volume is in.
+    #[must_use]
+    pub fn resource(&self, at: u64) -> Option<(&Resource, Spot)> {
+        let behind = self.pieces.partition_point(|(range, ..)| range.start <= at);
+        let (range, file_at, number) = behind.checked_sub(1).and_then(|index| self.pieces.get(index))?;
+        let pool = self.pools.get(*number).filter(|_| at < range.end)?;
+        match pool.part(file_at.saturating_add(at.saturating_sub(range.start))).0 {
+            Part::Body(spot) => Some((pool, spot)),
+            Part::Frame | Part::Rest => None,
+        }
+    }
+
+    /// The parts of a range of the logical volume in which no resource file lies.
+    #[must_use]
+    pub fn outside_of_resources(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut at = range.start;
+        let first = self.pieces.partition_point(|(piece, ..)| piece.end <= range.start);
+        let mut parts = Vec::new();
+        for (piece, ..) in self.pieces.iter().skip(first).take_while(|(piece, ..)| piece.start < range.end) {
+            if at < piece.start {
+                parts.push(at..piece.start);
+            }
+            at = at.max(piece.end);
+        }
+        if at < range.end {
+            parts.push(at..range.end);
+        }
+        parts
     }
 
     /// Who has the bytes at `at` of the logical volume, and for how many of `want` the answer is the same.

@@ -16,7 +16,7 @@ use crate::note::{Finding, Sink};
 use crate::num::narrow;
 use crate::tree::{Doubts, Entry, Finder, Kind, Lister, Node, NodeId, Search, State, Tree};
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, OnceLock};
 
 /// A datastore. A node's number is the address of its descriptor, and above that, from bit 32 on, the volume: 0 is the
@@ -306,6 +306,10 @@ impl Tree for Datastore {
 
     fn audit(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
         self.audit_part(part, sink)
+    }
+
+    fn holders(&self, range: Range<u64>) -> (Vec<NodeId>, bool) {
+        self.holders_of(range)
     }
 
     fn doubt(&self, doubts: Doubts) {

@@ -209,6 +209,7 @@ pub fn audit(tree: &dyn Tree, image: &Sparse) -> Audit {
                 Note::Claim { layer, .. } if layer.len() == image.len => {}
                 Note::Claim { range, of, .. } => audit.claims.push((range, of)),
                 Note::Free { range, .. } => audit.free.push(range),
+                Note::Taken { .. } => {}
                 Note::Finding(finding) => audit.findings.push(finding),
             }
             ControlFlow::Continue(())

@@ -16,7 +16,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use vdrecover_formats::num::narrow;
-use vdrecover_formats::{Bytes, Finding, Kind, Layer, Node, State, Tree, Trust, read_vec};
+use vdrecover_formats::{Bytes, Finding, Kind, Layer, Node, Place, State, Tree, Trust, Why, read_vec, walk};
 
 /// Files from here on are exported one by one, each by all threads and with a journal of its own.
 const LARGE: u64 = 32 << 20;
@@ -135,6 +135,10 @@ impl Context<'_> {
             },
             Kind::File | Kind::Stream => match self.tree.open(job.entry.id) {
                 Err(error) => Done::failed(line, shown, &error.to_string()),
+                Ok(layer) if is_elsewhere(&*layer) => {
+                    line.without_content("a disk on a LUN that was not given: raw device mappings have no bytes");
+                    Done { line: Some(line), tally: other, ..Done::default() }
+                }
                 Ok(layer) if layer.len() >= LARGE => {
                     Done { later: Some(Later::Large(layer, job, Box::new(line))), ..Done::default() }
                 }
@@ -287,6 +291,13 @@ impl Context<'_> {
 /// Whether it is nothing that a folder of the datastore lists.
 fn is_dead(job: &Job) -> bool {
     job.entry.state != State::Live
+}
+
+/// Whether all of it lies on a LUN that a raw mapping names.
+fn is_elsewhere(layer: &dyn Layer) -> bool {
+    let mut runs = walk(layer, 0..layer.len()).take(2);
+    let first = runs.next().filter(|run| run.len == layer.len());
+    first.is_some_and(|run| matches!(run.place, Place::Lost(loss) if loss.why == Why::NotGiven))
 }
 
 fn place(job: &Job) -> Option<(Arc<OwnedFd>, OsString)> {
