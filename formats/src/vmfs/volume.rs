@@ -14,10 +14,11 @@ use super::lvm::Logical;
 use super::owner::{self, Owned};
 use super::resource::Resource;
 use crate::error::Error;
-use crate::layer::{Bytes, Layer, Place, Trust};
+use crate::layer::{Bytes, Layer, Place, Why};
 use crate::memo::{Block, Memo};
 use crate::note::Finding;
 use crate::num::narrow;
+use std::cell::Cell;
 use std::sync::{Arc, OnceLock};
 
 /// What every file of a volume needs.
@@ -87,6 +88,8 @@ pub struct Pools {
     pub pbc: Option<Resource>,
     /// `.sbc.sf`
     pub sbc: Option<Resource>,
+    /// Why one of them can't be had, if it is only elsewhere.
+    pub gone: Option<Why>,
 }
 
 impl Pools {
@@ -158,23 +161,27 @@ impl Volume {
             folders: memo.share(),
         });
         let mut findings = Vec::new();
+        let gone = Cell::new(None);
         let mut open = |pools: &Arc<Pools>, address: FdAddress, name: &str| {
             Resource::open(&space, pools, address)
                 .map_err(|error| {
+                    if let Error::Lost { gap, .. } = &error {
+                        gone.set(gone.get().or(Some(gap.loss.why).filter(|why| why.is_elsewhere())));
+                    }
                     let at = space.physical(space.header.fixed(address).unwrap_or_default());
                     let range = at..at.saturating_add(space.header.descriptor_size());
                     let text = format!("{name} can't be used: {error}");
-                    findings.push(Finding::new("VMFS-RESOURCE", range, Trust::Doubtful, text));
+                    findings.push(Finding::new("VMFS-RESOURCE", range, error.doubt(), text));
                 })
                 .ok()
         };
         let mut pools = Arc::new(Pools::default());
         let pb2 = space.header.pb2().and_then(|address| open(&pools, address, ".pb2.sf"));
-        pools = Arc::new(Pools { pb2, ..Pools::default() });
+        pools = Arc::new(Pools { pb2, gone: gone.get(), ..Pools::default() });
         let pbc = open(&pools, FdAddress::PBC, ".pbc.sf");
-        pools = Arc::new(Pools { pbc, ..(*pools).clone() });
+        pools = Arc::new(Pools { pbc, gone: gone.get(), ..(*pools).clone() });
         let sbc = open(&pools, FdAddress::SBC, ".sbc.sf");
-        pools = Arc::new(Pools { sbc, ..(*pools).clone() });
+        pools = Arc::new(Pools { sbc, gone: gone.get(), ..(*pools).clone() });
         let fdc = open(&pools, FdAddress::FDC, ".fdc.sf");
         let fbb = open(&pools, FdAddress::FBB, ".fbb.sf");
         let six = space.header.is_six();
@@ -185,7 +192,7 @@ impl Volume {
                 Ok(child) => sfb = Some(child),
                 Err(error) => {
                     let at = space.physical(fbb.position(fbb.child_at).unwrap_or_default());
-                    findings.push(Finding::new("VMFS-RESOURCE", at..at, Trust::Doubtful, error.to_string()));
+                    findings.push(Finding::new("VMFS-RESOURCE", at..at, error.doubt(), error.to_string()));
                 }
             }
         }
