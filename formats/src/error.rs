@@ -1,6 +1,6 @@
 //! Why a whole thing failed. Missing bytes inside something that works are a [`crate::Place::Lost`] instead.
 
-use crate::layer::Gap;
+use crate::layer::{Gap, Trust};
 use thiserror::Error as Derive;
 
 /// Why something could not be opened, listed or looked up.
@@ -53,6 +53,16 @@ impl Error {
     #[must_use]
     pub fn corrupt(what: &'static str, at: u64, found: impl Into<String>) -> Self {
         Self::Corrupt { what, at, found: found.into() }
+    }
+
+    /// How much the failure speaks against what is there: not at all, if only bytes are missing that are elsewhere.
+    #[must_use]
+    pub fn doubt(&self) -> Trust {
+        match self {
+            Self::Lost { gap, .. } if gap.loss.why.is_elsewhere() => Trust::Sound,
+            Self::Absent { .. } => Trust::Sound,
+            _ => Trust::Doubtful,
+        }
     }
 
     /// Something that this program does not read.

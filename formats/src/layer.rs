@@ -196,6 +196,13 @@ pub enum Why {
 }
 
 impl Why {
+    /// Whether only the image lacks the bytes, and nothing that is there is wrong: they are outside of a dump, or on a
+    /// device that was not given.
+    #[must_use]
+    pub fn is_elsewhere(self) -> bool {
+        matches!(self, Self::Outside | Self::Absent)
+    }
+
     /// The stable lower-case word of reports and JSON.
     #[must_use]
     pub fn word(self) -> &'static str {

@@ -46,15 +46,17 @@ use self::header::Header;
 use self::lvm::{Device, Logical};
 use self::tree::Datastore;
 use self::volume::Volume;
+use crate::cursor::walk;
 use crate::error::Error;
 use crate::format::{Format, Holds, Magic, Sweep, score};
-use crate::layer::{Bytes, Layer, Trust};
+use crate::layer::{Bytes, Layer, Place, Trust, Why};
 use crate::link::{Content, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
 use crate::note::Finding;
 use crate::num::wide;
 use crate::read::read;
 use std::fmt::Write;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The row in the table of formats.
@@ -325,6 +327,18 @@ fn version(local: bool, major: u32, minor: u8) -> String {
         (false, 24) => format!("VMFS-6.{minor}"),
         (false, _) => format!("VMFS {major}.{minor}"),
     }
+}
+
+/// Runs of one range that are asked whether they are elsewhere.
+const RUNS: usize = 1024;
+
+/// Why a part of a range can't be had, if that is because it is outside of the dump or on a device that was not given.
+fn elsewhere(layer: &dyn Layer, range: Range<u64>) -> Option<Why> {
+    let range = range.start.min(layer.len())..range.end.min(layer.len());
+    walk(layer, range).take(RUNS).find_map(|run| match run.place {
+        Place::Lost(loss) => Some(loss.why).filter(|why| why.is_elsewhere()),
+        _ => None,
+    })
 }
 
 fn micros(time: u64) -> i128 {

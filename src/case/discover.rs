@@ -879,8 +879,9 @@ fn files(tree: &dyn Tree, max: usize) -> (Vec<StoreFile>, Vec<Finding>) {
             if files.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         if let Err(error) = listed {
-            let text = format!("folder {}: {error}", super::item::text(&path));
-            findings.push(Finding::new("TREE-LIST", 0..0, Trust::Doubtful, text));
+            let name = if path.is_empty() { "the root".to_owned() } else { super::item::text(&path) };
+            let text = format!("folder {name}: {error}");
+            findings.push(Finding::new("TREE-LIST", 0..0, error.doubt(), text));
         }
         if files.len() >= max {
             let text = format!("only {max} of its entries were looked at: a case has at most {MAX_FILES}");

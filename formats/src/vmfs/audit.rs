@@ -16,6 +16,7 @@ use crate::layer::{Layer, Place, Trust, Why};
 use crate::note::{Concern, Finding, Note, Part, Sink, Use};
 use crate::num::{narrow, wide};
 use crate::tree::{Kind, NodeId, State};
+use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -28,12 +29,20 @@ const LOST: u64 = 16;
 #[derive(Debug)]
 pub(super) struct Linked {
     bits: Vec<u64>,
+    /// Folders of which a part is elsewhere: what they list, nobody can say.
+    partial: BTreeSet<FdAddress>,
 }
 
 impl Linked {
     fn new(clusters: u64) -> Self {
         // A cluster has up to 1024 descriptors, and there are up to 65536 of them: 8 MiB.
-        Self { bits: vec![0; narrow(clusters.min(1 << 16).saturating_mul(16))] }
+        Self { bits: vec![0; narrow(clusters.min(1 << 16).saturating_mul(16))], partial: BTreeSet::new() }
+    }
+
+    /// Whether the folder that lists a descriptor may be one of those that are not all there.
+    fn may_be_elsewhere(&self, fd: &Descriptor) -> bool {
+        let unseen = |parent: FdAddress| self.partial.contains(&parent) || !self.has(parent);
+        !self.partial.is_empty() && fd.parent.is_none_or(unseen)
     }
 
     fn place(address: FdAddress) -> (usize, u64) {
@@ -95,6 +104,12 @@ impl Datastore {
             Note::Finding(finding) => Note::Finding(finding.about(concern(NodeId(fd.address.0.into())))),
             other => other,
         }
+    }
+
+    /// What could not be had because of `error`.
+    fn failed(&self, code: &'static str, at: u64, error: &Error, text: String) -> Note<'static> {
+        let at = self.volume.space.physical(at);
+        Note::Finding(Finding::new(code, at..at, error.doubt(), text))
     }
 
     fn whole(&self, fd: &Descriptor) -> Range<u64> {
@@ -226,25 +241,34 @@ impl Datastore {
                 Err(error) => {
                     let at = self.volume.space.physical(self.volume.locate(address).unwrap_or_default());
                     let text = format!("the folder {address} can't be opened: {error}");
-                    flow = tell(Finding::new("VMFS-DIR-OPEN", at..at, Trust::Doubtful, text));
+                    if error.doubt() == Trust::Sound {
+                        linked.partial.insert(address);
+                    }
+                    flow = tell(Finding::new("VMFS-DIR-OPEN", at..at, error.doubt(), text));
                     if flow.is_break() {
                         return Err(Cancelled);
                     }
                     continue;
                 }
             };
+            if folder.is_partial() {
+                linked.partial.insert(address);
+            }
             folder.list(0, &mut |entry| {
                 flow = match entry {
                     Err(finding) => tell(finding),
                     Ok(dirent) => {
                         let wrong = self.check_entry(&dirent, !linked.add(dirent.address), &mut open);
-                        wrong.map_or(ControlFlow::Continue(()), |text| {
+                        wrong.map_or(ControlFlow::Continue(()), |(trust, text)| {
+                            if trust == Trust::Sound {
+                                linked.partial.insert(dirent.address);
+                            }
                             let name = String::from_utf8_lossy(&dirent.name);
                             let text = format!("{name:?} in folder {address}: {text}");
                             let at = self.volume.locate(dirent.address).unwrap_or_default();
                             let at = self.volume.space.physical(at);
                             let node = Concern::Whole(NodeId(dirent.address.0.into()));
-                            tell(Finding::new("VMFS-DIR-LINK", at..at, Trust::Doubtful, text).about(node))
+                            tell(Finding::new("VMFS-DIR-LINK", at..at, trust, text).about(node))
                         })
                     }
                 };
@@ -263,32 +287,41 @@ impl Datastore {
     }
 
     /// Compares an entry with its descriptor. Folders that were not seen yet are to be opened.
-    fn check_entry(&self, dirent: &super::directory::Dirent, again: bool, open: &mut Vec<FdAddress>) -> Option<String> {
+    fn check_entry(
+        &self,
+        dirent: &super::directory::Dirent,
+        again: bool,
+        open: &mut Vec<FdAddress>,
+    ) -> Option<(Trust, String)> {
         let fd = match self.volume.descriptor(dirent.address) {
             Ok(fd) => fd,
-            Err(error) => return Some(format!("{} can't be read: {error}", dirent.address)),
+            Err(error) => return Some((error.doubt(), format!("{} can't be read: {error}", dirent.address))),
         };
+        let wrong = |text| Some((Trust::Doubtful, text));
         let is_folder = fd.node_kind() == Kind::Dir;
         if again && (is_folder || fd.links < 2) {
-            return Some(format!("{} is listed more than once", dirent.address));
+            return wrong(format!("{} is listed more than once", dirent.address));
         }
         if is_folder && !again {
             open.push(dirent.address);
         }
         let is_guess = matches!(fd.origin, Origin::Owners | Origin::Pointers);
         if !is_guess && fd.generation != dirent.generation {
-            return Some(format!(
+            return wrong(format!(
                 "its generation is {}, that of {} is {}",
                 dirent.generation, fd.address, fd.generation
             ));
         }
         if !is_guess && Type::of(dirent.kind) != Some(fd.kind) {
-            return Some(format!("its type is {}, that of {} is {:?}", dirent.kind, fd.address, fd.kind));
+            return wrong(format!("its type is {}, that of {} is {:?}", dirent.kind, fd.address, fd.kind));
         }
         if fd.links == 0 {
-            return Some(format!("{} has link count 0", fd.address));
+            return wrong(format!("{} has link count 0", fd.address));
         }
-        (self.state(&fd) != State::Live).then(|| format!("{} is free in its bitmap", fd.address))
+        if self.state(&fd) != State::Live {
+            return wrong(format!("{} is free in its bitmap", fd.address));
+        }
+        None
     }
 
     /// Who has a range by the tables of owners: of exactly a sub-block, a pointer block or a descriptor, else of some
@@ -343,7 +376,7 @@ impl Datastore {
                 Err(error) => {
                     let at = fdc.header(cluster).and_then(|at| fdc.position(at)).unwrap_or_default();
                     let text = format!("cluster {cluster} of .fdc.sf: {error}");
-                    sink(self.finding("VMFS-FDC-CLUSTER", at..at, text))?;
+                    sink(self.failed("VMFS-FDC-CLUSTER", at, error, text))?;
                 }
             }
             let free = state.map(|state| state.free).unwrap_or_default();
@@ -369,7 +402,7 @@ impl Datastore {
                     if at > 0 && end <= self.volume.lv().len() {
                         sink(Note::Taken { layer: self.volume.lv(), range: at..end })?;
                     }
-                    sink(self.finding("VMFS-FD", at..at, text))?;
+                    sink(self.failed("VMFS-FD", at, &error, text))?;
                 }
                 return ControlFlow::Continue(());
             }
@@ -379,7 +412,8 @@ impl Datastore {
         }
         if used != Some(false) && fd.links > 0 {
             self.audit_live(&fd, sink)?;
-            if used == Some(true) && self.linked().is_some_and(|linked| !linked.has(address)) {
+            let unlisted = |linked: &Linked| !linked.has(address) && !linked.may_be_elsewhere(&fd);
+            if used == Some(true) && self.linked().is_some_and(unlisted) {
                 let folder = fd.parent.map(|parent| format!("; it says that it is in {parent}")).unwrap_or_default();
                 let text = format!("{address} is in use, and no folder lists it{folder}");
                 sink(self.finding("VMFS-FD-UNLISTED", self.whole(&fd), text))?;
@@ -457,8 +491,7 @@ impl Datastore {
             sink(self.about(fd, Concern::Whole, "VMFS-FD-BLOCKS", self.whole(fd), text))?;
         }
         // Resource files were claimed in part 0, as far as they are nobody else's.
-        let resources =
-            [FdAddress::FBB, FdAddress::FDC, FdAddress::PBC, FdAddress::SBC, FdAddress::VH, FdAddress::JBC];
+        let resources = [FdAddress::FBB, FdAddress::FDC, FdAddress::PBC, FdAddress::SBC, FdAddress::VH, FdAddress::JBC];
         let is_resource = fd.kind == Type::System
             && (resources.contains(&fd.address) || self.volume.space.header.pb2() == Some(fd.address));
         if is_resource || fd.shape == Shape::Elsewhere {
@@ -530,7 +563,7 @@ impl Datastore {
                 Err(error) => {
                     let at = blocks.header(cluster).and_then(|at| blocks.position(at)).unwrap_or_default();
                     let text = format!("cluster {cluster} of .fbb.sf: {error}");
-                    sink(self.finding("VMFS-FBB-CLUSTER", at..at, text))?;
+                    sink(self.failed("VMFS-FBB-CLUSTER", at, &error, text))?;
                     continue;
                 }
             };

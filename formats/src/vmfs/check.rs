@@ -56,6 +56,10 @@ struct Picture {
     used: Vec<u64>,
     /// Descriptors in use that can't be read, or not whole: what only they have can't be told from what nobody has.
     unknown: bool,
+    /// Folders of which a part is elsewhere: what they name is not counted.
+    unlisted: bool,
+    /// Files of which pointers are elsewhere.
+    partial: BTreeSet<FdAddress>,
 }
 
 /// Tells findings; of many of one kind, how many there are.
@@ -128,10 +132,15 @@ impl Datastore {
         let mut open = vec![FdAddress::ROOT];
         let mut seen = BTreeSet::from([FdAddress::ROOT]);
         while let Some(address) = open.pop() {
-            let Ok(folder) = Folder::open(&self.volume, address) else {
-                picture.unknown = true;
-                continue;
+            let folder = match Folder::open(&self.volume, address) {
+                Ok(folder) => folder,
+                Err(error) => {
+                    picture.unknown = true;
+                    picture.unlisted |= error.doubt() == Trust::Sound;
+                    continue;
+                }
             };
+            picture.unlisted |= folder.is_partial();
             folder.list(0, &mut |entry| {
                 // What is wrong with a folder itself, the audit tells.
                 let Ok(entry) = entry else {
@@ -245,9 +254,17 @@ impl Datastore {
             }
         });
         picture.unknown |= survey.unknown;
+        if survey.elsewhere {
+            picture.partial.insert(address);
+        }
         for (code, (count, text)) in wrong {
             teller.wrong(code, fd.at, format!("{address}: {text}, the first of {count}"));
         }
+    }
+
+    /// Whether a descriptor is not damaged but only elsewhere.
+    fn is_elsewhere(&self, address: FdAddress) -> bool {
+        self.volume.descriptor(address).is_err_and(|error| error.doubt() == Trust::Sound)
     }
 
     fn check_links(&self, fd: &Descriptor, picture: &Picture, teller: &mut Teller<'_>) {
@@ -261,7 +278,9 @@ impl Datastore {
         };
         // What no folder lists, the audit tells; what is put together again has no count of its own.
         let is_listed = named.is_some() || address == FdAddress::ROOT;
-        if is_listed && u64::from(fd.links) != links && !matches!(fd.origin, Origin::Owners | Origin::Pointers) {
+        let counted = !picture.unlisted || links > u64::from(fd.links);
+        let is_made = matches!(fd.origin, Origin::Owners | Origin::Pointers);
+        if is_listed && counted && u64::from(fd.links) != links && !is_made {
             let text = format!("{address} counts {} links, folders give it {links}", fd.links);
             teller.wrong("VMFS-FD-LINKS", fd.at, text);
         }
@@ -312,7 +331,8 @@ impl Datastore {
                     return;
                 }
                 let at = resource.header(cluster).and_then(|at| resource.position(at)).unwrap_or_default();
-                return teller.wrong("VMFS-CLUSTER", at, format!("cluster {cluster} of {name}: {error}"));
+                let text = format!("cluster {cluster} of {name}: {error}");
+                return teller.tell("VMFS-CLUSTER", at, error.doubt(), text);
             }
         };
         let free = wide(state.free.iter().filter(|free| **free).count());
@@ -413,7 +433,9 @@ impl Datastore {
             }
             let have = |owner| picture.blocks.get(&(cluster, owner)).copied().unwrap_or(0);
             for (owner, count) in &owners {
-                if have(*owner) != *count {
+                // Pointers that are elsewhere can't contradict.
+                let partial = picture.partial.contains(owner) && have(*owner) < *count;
+                if have(*owner) != *count && !partial && !self.is_elsewhere(*owner) {
                     let text = format!(
                         "{owner} has {count} blocks of cluster {cluster} by the table of owners, {} by its pointers",
                         have(*owner)

@@ -303,6 +303,20 @@ impl Folder {
         Finding::new(code, at..at.saturating_add(len), Trust::Doubtful, text)
     }
 
+    /// As [`Folder::finding`] of what can't be had of `range`: no doubt, if that is only elsewhere.
+    fn missing(&self, code: &'static str, range: std::ops::Range<u64>, text: &str) -> Finding {
+        let gone = super::elsewhere(&self.file, range.clone());
+        let text = gone.map_or_else(|| text.to_owned(), |why| format!("{text}: {why}"));
+        let trust = if gone.is_some() { Trust::Sound } else { Trust::Doubtful };
+        let found = self.finding(code, range.start, range.end.saturating_sub(range.start), &text);
+        Finding { trust, ..found }
+    }
+
+    /// Whether a part of the folder is not damaged but elsewhere, so that nobody can say what it does not list.
+    pub(super) fn is_partial(&self) -> bool {
+        super::elsewhere(&self.file, 0..self.file.len()).is_some()
+    }
+
     /// Entries that are no part of the folder any more: in free slots, in blocks that the map does not have, behind
     /// its end. On VMFS5 an entry that was freed has lost its descriptor; then `address` is `None`. VMFS6 entries know
     /// their place and their hash, and only such are told.
@@ -393,17 +407,33 @@ impl Folder {
             let run = self.file.run(at, self.file.len().saturating_sub(at));
             let whole = run.len.checked_div(ENTRY5).unwrap_or(0);
             if !matches!(run.place, Place::Below { .. }) && whole > 0 {
-                taker(Err(self.finding("VMFS-DIR-GAP", at, run.len, &format!("{whole} entries can't be had"))))?;
+                let range = at..at.saturating_add(run.len);
+                taker(Err(self.missing("VMFS-DIR-GAP", range, &format!("{whole} entries can't be had"))))?;
                 index = index.saturating_add(whole);
                 continue;
             }
             let take = count.saturating_sub(index).min(CHUNK);
             let (bytes, seen) = read_vec(&self.file, at, narrow(take.saturating_mul(ENTRY5)));
+            let take_end = at.saturating_add(take.saturating_mul(ENTRY5));
+            let mut cut = 0;
             for raw in bytes.chunks_exact(narrow(ENTRY5)) {
                 let at = index.saturating_mul(ENTRY5);
                 index = index.saturating_add(1);
                 if is_cut(&seen, at, ENTRY5) {
-                    taker(Err(self.finding("VMFS-DIR-GAP", at, ENTRY5, "an entry can't be had")))?;
+                    // Neighbours are told as one.
+                    if cut <= at {
+                        cut = at;
+                        while is_cut(&seen, cut, ENTRY5) && cut < take_end {
+                            cut = cut.saturating_add(ENTRY5);
+                        }
+                        let count = cut.saturating_sub(at).checked_div(ENTRY5).unwrap_or(0);
+                        let text = if count == 1 {
+                            "an entry can't be had".into()
+                        } else {
+                            format!("{count} entries can't be had")
+                        };
+                        taker(Err(self.missing("VMFS-DIR-GAP", at..cut, &text)))?;
+                    }
                     continue;
                 }
                 let Some((kind, address, generation)) = numbers(raw).filter(|(_, address, _)| *address != 0) else {
@@ -466,7 +496,8 @@ impl Folder {
         let head = self.head();
         let map = Map::new(&self.space.header, head.good());
         if map.is_none() {
-            taker(Err(self.finding("VMFS-DIR-HEAD", 0, TABLE_AT, "the header can't be used, all blocks are tried")))?;
+            let text = "the header can't be used, all blocks are tried";
+            taker(Err(self.missing("VMFS-DIR-HEAD", 0..TABLE_AT, text)))?;
         }
         let blocks = self.blocks();
         if from < HIDDEN {
@@ -477,7 +508,9 @@ impl Folder {
         if self.used(&map) < map.entries.saturating_sub(2) {
             if from < HIDDEN {
                 let text = format!("its map shows fewer entries than its header counts, {}", map.entries);
-                taker(Err(self.finding("VMFS-DIR-MAP", 0, TABLE_AT, &text)))?;
+                let finding = self.finding("VMFS-DIR-MAP", 0, TABLE_AT, &text);
+                let trust = if self.is_partial() { Trust::Sound } else { finding.trust };
+                taker(Err(Finding { trust, ..finding }))?;
             }
             let from = if from < HIDDEN { 0 } else { from & !HIDDEN };
             self.list_blocks(Some(&map), from..blocks << 8, true, taker)?;
@@ -522,7 +555,7 @@ impl Folder {
             if let Some(true) = state.as_mut().map(|state: &mut MapState| std::mem::take(&mut state.fresh_damage)) {
                 let at = state.as_ref().map_or(0, |state| state.at);
                 let text = "a block of its map can't be used, the blocks that it maps are tried";
-                taker(Err(self.finding("VMFS-DIR-MAP", at, BLOCK_HEADER, text)))?;
+                taker(Err(self.missing("VMFS-DIR-MAP", at..at.saturating_add(BLOCK_HEADER), text)))?;
             }
             let expected = kind == Some(ENTRIES);
             let wanted = match (map.is_some(), hidden) {
@@ -548,7 +581,7 @@ impl Folder {
         let header = BlockHeader::new(&bytes, self.slots()).filter(|_| !is_cut(&seen, at, BLOCK_HEADER));
         if expected && (header.is_none() || !seen.is_whole()) {
             let text = "a block of entries is damaged, its entries are taken by what they say of themselves";
-            taker(Err(self.finding("VMFS-DIR-BLOCK", at, self.space.header.md, text)))?;
+            taker(Err(self.missing("VMFS-DIR-BLOCK", at..at.saturating_add(self.space.header.md), text)))?;
         }
         for slot in first..self.slots() {
             if header.is_some_and(|header| !header.is_used(slot)) {

@@ -16,6 +16,7 @@
 use super::address::{Address, Block as FileBlock, Spot};
 use super::descriptor::{Descriptor, Shape};
 use super::heir::Heir;
+use super::resource::Resource;
 use super::volume::{Pools, Space};
 use super::witness::Witness;
 use crate::adapt::below;
@@ -219,7 +220,8 @@ impl File {
             let address = self.space.header.width.decode(raw);
             let found = self.pools.table(address);
             let Some((position, block)) = found.and_then(|(pool, offset)| self.space.table(pool, offset)) else {
-                return Run { trust, ..Run::lost(rest.min(want), Why::Unmapped, pointer_at) };
+                let why = self.unmapped(pointer_at, found);
+                return Run { trust, ..Run::lost(rest.min(want), why, pointer_at) };
             };
             // Not a table any more, once somebody else has any of it.
             let whole = self.space.header.table_size();
@@ -256,6 +258,17 @@ impl File {
         let (Some(witness), Place::Below { offset, .. }) = (&self.witness, run.place) else { return run };
         let (trust, len) = witness.bytes(offset, run.len);
         Run { len, trust: run.trust.max(trust), ..run }
+    }
+
+    /// Why what a pointer names can't be had: the table that it lies in, or what it should lead to, may be elsewhere.
+    fn unmapped(&self, pointer_at: u64, found: Option<(&Resource, u64)>) -> Why {
+        let pointer = pointer_at..pointer_at.saturating_add(self.space.header.width.bytes());
+        let own = || super::elsewhere(&*self.space.lv, pointer);
+        let why = match found {
+            Some((pool, at)) => super::elsewhere(&*pool.file, at..at.saturating_add(1)),
+            None => self.pools.gone,
+        };
+        own().or(why).unwrap_or(Why::Unmapped)
     }
 
     /// What is left of a run of a file that is not alive: what somebody else has now is overwritten.
@@ -308,12 +321,14 @@ impl File {
             let pool = self.pools.sbc.as_ref();
             let found = pool.and_then(|pool| Some((pool, pool.body(spot)?))).filter(|(pool, _)| into < pool.size);
             let Some((pool, body)) = found else {
-                return Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) };
+                let gone = if pool.is_none() { self.pools.gone } else { None };
+                return Run { trust: slot.trust, ..Run::lost(want, gone.unwrap_or(Why::Unmapped), slot.pointer_at) };
             };
             let run = pool.run(body.saturating_add(into), want.min(pool.size.saturating_sub(into)));
-            let own = self.witness.as_ref().map_or(Trust::Sound, |witness| {
-                witness.resource(address, self.descriptor.address)
-            });
+            let own = self
+                .witness
+                .as_ref()
+                .map_or(Trust::Sound, |witness| witness.resource(address, self.descriptor.address));
             return Run { trust: run.trust.max(slot.trust).max(own), ..run };
         }
         match self.target(raw, start, slot.shift) {
@@ -344,7 +359,9 @@ impl File {
             Target::Zero(trust) => Run { len: want, place: Place::Zero, trust: slot.trust.max(trust) },
             Target::Hole => Run { len: want, place: Place::Hole, trust: slot.trust },
             Target::Volume { .. } | Target::Bad => {
-                Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) }
+                let pointer = slot.pointer_at..slot.pointer_at.saturating_add(header.width.bytes());
+                let why = super::elsewhere(&*self.space.lv, pointer).unwrap_or(Why::Unmapped);
+                Run { trust: slot.trust, ..Run::lost(want, why, slot.pointer_at) }
             }
         }
     }
@@ -398,9 +415,13 @@ impl File {
             let count = wide(table.block.bytes.len()).checked_div(width).unwrap_or(0);
             // As many bytes of 0xFF as a pointer has: it was lost.
             let lost = u64::MAX.checked_shr(u32::try_from(64_u64.saturating_sub(width << 3)).unwrap_or(0)).unwrap_or(0);
+            let mut elsewhere = None;
             for raw in (0..count).filter_map(|i| table.pointer(i, width)).filter(|raw| *raw != 0) {
                 if raw == lost {
                     survey.unknown = true;
+                    let own = table.at..table.at.saturating_add(wide(table.block.bytes.len()));
+                    survey.elsewhere |=
+                        *elsewhere.get_or_insert_with(|| super::elsewhere(&*self.space.lv, own).is_some());
                     continue;
                 }
                 let address = header.width.decode(raw);
@@ -415,11 +436,13 @@ impl File {
                     survey.endless = true;
                     return survey;
                 }
-                let table = self.pools.table(address).and_then(|(pool, offset)| {
+                let found = self.pools.table(address);
+                let table = found.and_then(|(pool, offset)| {
                     Some((self.space.table(pool, offset)?, pool.size.min(header.table_size())))
                 });
                 let Some(((at, block), size)) = table else {
                     survey.unknown = true;
+                    survey.elsewhere |= self.unmapped(u64::MAX, found).is_elsewhere();
                     continue;
                 };
                 sink(at..at.saturating_add(size));
@@ -441,6 +464,8 @@ pub struct Survey {
     pub large: bool,
     /// Pointers are lost, and what they led to is not counted.
     pub unknown: bool,
+    /// Some of those are only outside of the dump, or on a device that was not given.
+    pub elsewhere: bool,
     /// They name more than the volume has.
     pub endless: bool,
 }

@@ -236,7 +236,7 @@ impl Fragments {
         let mut found = Self::default();
         let mut uppers: Vec<(u64, Vec<(u64, u64)>)> = Vec::new();
         let (mut cut, mut leaves, mut texts) = (false, Vec::new(), Vec::new());
-        let Pools { pb2, pbc, sbc } = &*volume.pools;
+        let Pools { pb2, pbc, sbc, .. } = &*volume.pools;
         for (pool, subs) in [(pbc, false), (pb2, false), (sbc, true)] {
             let Some(pool) = pool else { continue };
             pages(volume, pool, &mut cut, &mut |spot, at, bytes| {

@@ -19,7 +19,7 @@
 
 use super::header::Header;
 use super::uuid;
-use crate::layer::{Layer, Trust};
+use crate::layer::{Layer, Trust, Why};
 use crate::link::Fact;
 use crate::note::Finding;
 use crate::num::narrow;
@@ -103,8 +103,19 @@ impl Heartbeat {
 pub struct Heartbeats {
     /// Those that a host used, by their number.
     pub seen: Vec<Heartbeat>,
-    /// Those that can't be had or are none, as their place in the volume and why.
-    pub bad: Vec<(Range<u64>, String)>,
+    /// Those that can't be had or are none.
+    pub bad: Vec<BadSlot>,
+}
+
+/// A slot that can't be had or is none.
+#[derive(Clone, Debug)]
+pub struct BadSlot {
+    /// Its place in the volume.
+    pub range: Range<u64>,
+    /// Why, in words.
+    pub why: String,
+    /// Why, if it is only elsewhere.
+    pub gone: Option<Why>,
 }
 
 impl Heartbeats {
@@ -127,9 +138,12 @@ impl Heartbeats {
                     .gaps
                     .iter()
                     .find(|gap| gap.range.start < RawHeartbeat::end(at) && at < gap.range.end)
-                    .map(ToString::to_string);
+                    .map(|gap| (gap.to_string(), gap.loss.why));
                 match lost {
-                    Some(lost) => found.bad.push((at..at.saturating_add(header.md), lost)),
+                    Some((lost, why)) => {
+                        let gone = Some(why).filter(|why| why.is_elsewhere());
+                        found.bad.push(BadSlot { range: at..at.saturating_add(header.md), why: lost, gone });
+                    }
                     None => found.add(slot, at, header.md, piece),
                 }
                 slot = slot.saturating_add(1);
@@ -143,9 +157,12 @@ impl Heartbeats {
             Ok(raw) if matches!(raw.magic, FREE | IN_USE) && raw.at == at => raw,
             Ok(raw) => {
                 let text = format!("it starts with {:#010x} and says that it lies at {:#x}", raw.magic, raw.at);
-                return self.bad.push((at..at.saturating_add(size), text));
+                return self.bad.push(BadSlot { range: at..at.saturating_add(size), why: text, gone: None });
             }
-            Err(error) => return self.bad.push((at..at.saturating_add(size), error.to_string())),
+            Err(error) => {
+                let range = at..at.saturating_add(size);
+                return self.bad.push(BadSlot { range, why: error.to_string(), gone: None });
+            }
         };
         let host = raw.host.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
         let in_use = raw.magic == IN_USE;
@@ -172,18 +189,22 @@ impl Heartbeats {
 
     /// What is wrong with them. `physical` says where a byte of the volume lies on the device.
     pub fn findings(&self, physical: &dyn Fn(u64) -> u64) -> Vec<Finding> {
-        let finding = |range: &Range<u64>, text: String| {
+        let finding = |range: &Range<u64>, trust, text: String| {
             let at = physical(range.start);
             let len = range.end.saturating_sub(range.start);
-            Finding::new("VMFS-HEARTBEAT", at..at.saturating_add(len), Trust::Doubtful, text)
+            Finding::new("VMFS-HEARTBEAT", at..at.saturating_add(len), trust, text)
         };
-        let told = self.bad.iter().take(TOLD);
-        let mut findings: Vec<_> =
-            told.map(|(range, why)| finding(range, format!("a heartbeat slot can't be used: {why}"))).collect();
-        if let (Some((first, _)), Some(more)) =
-            (self.bad.get(TOLD), self.bad.len().checked_sub(TOLD).filter(|more| *more > 0))
-        {
-            findings.push(finding(first, format!("{more} more heartbeat slots can't be used")));
+        let (gone, bad): (Vec<_>, Vec<_>) = self.bad.iter().partition(|slot| slot.gone.is_some());
+        let told = bad.iter().take(TOLD);
+        let mut findings: Vec<_> = told
+            .map(|slot| finding(&slot.range, Trust::Doubtful, format!("a heartbeat slot can't be used: {}", slot.why)))
+            .collect();
+        if let (Some(first), Some(more)) = (bad.get(TOLD), bad.len().checked_sub(TOLD).filter(|more| *more > 0)) {
+            findings.push(finding(&first.range, Trust::Doubtful, format!("{more} more heartbeat slots can't be used")));
+        }
+        if let Some((first, why)) = gone.first().and_then(|slot| Some((slot, slot.gone?))) {
+            let text = format!("{} heartbeat slots can't be had: {why}", gone.len());
+            findings.push(finding(&first.range, Trust::Sound, text));
         }
         findings
     }

@@ -413,7 +413,11 @@ pub(super) fn replay(volume: &Volume) -> Replay {
             let at = space.physical(journal.at.saturating_add(range.start));
             let len = range.end.saturating_sub(range.start);
             let text = format!("{len} bytes of {name} can't be read: what they say was not written home");
-            replay.tell("VMFS-JOURNAL-LOST", at, len, Trust::Doubtful, text);
+            let own = journal.at.saturating_add(range.start)..journal.at.saturating_add(range.end);
+            // What is only elsewhere contradicts nothing; what is there may still be older than it.
+            let gone = super::elsewhere(volume.lv(), own).is_some();
+            let trust = if gone { Trust::Inferred } else { Trust::Doubtful };
+            replay.tell("VMFS-JOURNAL-LOST", at, len, trust, text);
         }
         let (data, _) = read_vec(&*journal.bytes, 0, narrow(journal.bytes.len().min(LONGEST)));
         let transaction = Transaction { records: journal.records.clone(), ..Transaction::default() };

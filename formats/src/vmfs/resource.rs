@@ -433,6 +433,9 @@ impl Resource {
         };
         let at = self.position(header).ok_or_else(lost)?;
         let block = space.clusters.get(at, || read_block(&*space.lv, at, narrow(self.header_size)));
+        if block.good().len() < RawLock::SIZE {
+            return Err(lost());
+        }
         let lock = RawLock::parse(block.good(), at)?;
         if lock.magic == 0 && lock.at == 0 {
             return Err(Error::NotFound);

@@ -16,7 +16,7 @@ use super::owner::{self, Owned};
 use super::relic;
 use super::resource::Resource;
 use crate::error::Error;
-use crate::layer::{Bytes, Layer, Place, Trust};
+use crate::layer::{Bytes, Layer, Place, Trust, Why};
 use crate::memo::{Block, Memo};
 use crate::note::Finding;
 use crate::num::narrow;
@@ -96,16 +96,19 @@ pub struct Pools {
     pub pbc: Option<Resource>,
     /// `.sbc.sf`
     pub sbc: Option<Resource>,
+    /// Why one of them can't be had, if it is only elsewhere.
+    pub gone: Option<Why>,
 }
 
-/// Opens a resource file, and says what of it is not as it is written, or why it can't be used.
+/// Opens a resource file, and says what of it is not as it is written, or why it can't be used. The error is where it
+/// is, if it is only elsewhere.
 fn open_resource(
     space: &Arc<Space>,
     pools: &Arc<Pools>,
     address: FdAddress,
     name: &str,
     findings: &mut Vec<Finding>,
-) -> Option<Resource> {
+) -> Result<Resource, Option<Why>> {
     let at = space.physical(space.header.fixed(address).unwrap_or_default());
     let range = at..at.saturating_add(space.header.descriptor_size());
     match Resource::open(space, pools, address) {
@@ -115,12 +118,13 @@ fn open_resource(
                 // What is read through it is a choice, and no worse.
                 findings.push(Finding::new("VMFS-RESOURCE-MADE", range.clone(), Trust::Inferred, text));
             }
-            Some(resource)
+            Ok(resource)
         }
         Err(error) => {
             let text = format!("{name} can't be used: {error}");
-            findings.push(Finding::new("VMFS-RESOURCE", range, Trust::Doubtful, text));
-            None
+            findings.push(Finding::new("VMFS-RESOURCE", range, error.doubt(), text));
+            let Error::Lost { gap, .. } = error else { return Err(None) };
+            Err(Some(gap.loss.why).filter(|why| why.is_elsewhere()))
         }
     }
 }
@@ -143,7 +147,7 @@ fn small(space: &Arc<Space>, fbb: &Resource, findings: &mut Vec<Finding>) -> Opt
             Some(small)
         }
         Err(error) => {
-            findings.push(Finding::new("VMFS-RESOURCE", range, Trust::Doubtful, error.to_string()));
+            findings.push(Finding::new("VMFS-RESOURCE", range, error.doubt(), error.to_string()));
             None
         }
     }
@@ -152,14 +156,18 @@ fn small(space: &Arc<Space>, fbb: &Resource, findings: &mut Vec<Finding>) -> Opt
 impl Pools {
     /// Opens them in their order, of which each needs those before it.
     pub(super) fn open(space: &Arc<Space>, findings: &mut Vec<Finding>) -> Arc<Self> {
+        let mut gone = None;
+        let mut open = |pools: &Arc<Self>, address, name| {
+            let opened = open_resource(space, pools, address, name, findings);
+            (opened.map_err(|why| gone = gone.or(why)).ok(), gone)
+        };
         let mut pools = Arc::new(Self::default());
-        let pb2 = space.header.pb2();
-        let pb2 = pb2.and_then(|address| open_resource(space, &pools, address, ".pb2.sf", findings));
-        pools = Arc::new(Self { pb2, ..Self::default() });
-        let pbc = open_resource(space, &pools, FdAddress::PBC, ".pbc.sf", findings);
-        pools = Arc::new(Self { pbc, ..(*pools).clone() });
-        let sbc = open_resource(space, &pools, FdAddress::SBC, ".sbc.sf", findings);
-        Arc::new(Self { sbc, ..(*pools).clone() })
+        let (pb2, gone) = space.header.pb2().map_or((None, None), |address| open(&pools, address, ".pb2.sf"));
+        pools = Arc::new(Self { pb2, gone, ..Self::default() });
+        let (pbc, gone) = open(&pools, FdAddress::PBC, ".pbc.sf");
+        pools = Arc::new(Self { pbc, gone, ..(*pools).clone() });
+        let (sbc, gone) = open(&pools, FdAddress::SBC, ".sbc.sf");
+        Arc::new(Self { sbc, gone, ..(*pools).clone() })
     }
 
     /// Where a pointer block lies: the resource file and the offset there.
@@ -224,10 +232,10 @@ impl Volume {
         let space = Arc::new(Space::new(header, lv, logical, memo));
         let mut findings = Vec::new();
         let pools = Pools::open(&space, &mut findings);
-        let fdc = open_resource(&space, &pools, FdAddress::FDC, ".fdc.sf", &mut findings);
-        let fbb = open_resource(&space, &pools, FdAddress::FBB, ".fbb.sf", &mut findings);
+        let fdc = open_resource(&space, &pools, FdAddress::FDC, ".fdc.sf", &mut findings).ok();
+        let fbb = open_resource(&space, &pools, FdAddress::FBB, ".fbb.sf", &mut findings).ok();
         let six = space.header.is_six();
-        let jbc = six.then(|| open_resource(&space, &pools, FdAddress::JBC, ".jbc.sf", &mut findings)).flatten();
+        let jbc = six.then(|| open_resource(&space, &pools, FdAddress::JBC, ".jbc.sf", &mut findings).ok()).flatten();
         let sfb = fbb.as_ref().filter(|_| six).and_then(|fbb| small(&space, fbb, &mut findings));
         let heartbeats = Heartbeats::load(&**lv, &space.header);
         findings.extend(heartbeats.findings(&|at| space.physical(at)));
@@ -237,7 +245,7 @@ impl Volume {
     /// The bitmaps of file blocks, of VMFS6 of the small ones, if they can be had.
     pub(super) fn block_bitmaps(space: &Arc<Space>, pools: &Arc<Pools>) -> Option<Resource> {
         let mut findings = Vec::new();
-        let fbb = open_resource(space, pools, FdAddress::FBB, ".fbb.sf", &mut findings)?;
+        let fbb = open_resource(space, pools, FdAddress::FBB, ".fbb.sf", &mut findings).ok()?;
         if space.header.is_six() { small(space, &fbb, &mut findings) } else { Some(fbb) }
     }
 
