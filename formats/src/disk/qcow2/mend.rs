@@ -80,7 +80,7 @@ impl Mend {
         if quiet || (census.orphans.is_empty() && census.l1_broken == 0 && !census.l1_silent) {
             return mend;
         }
-        let found = Orphans::find(plan, census);
+        let found = Orphans::find(plan, census, census.orphans.ones(0..census.clusters));
         mend.stray.clone_from(&found.directories);
         mend.place_tables(plan, census, state, &found);
         mend.place_clusters(plan, census, state, &found);
@@ -193,28 +193,34 @@ impl Mend {
 }
 
 /// What is in use and not named.
-struct Orphans {
+pub(super) struct Orphans {
     /// Tables, ascending.
-    tables: Vec<u64>,
-    /// L1 tables of snapshots that nothing lists, ascending.
-    directories: Vec<u64>,
+    pub tables: Vec<u64>,
+    /// L1 tables that nothing lists, ascending.
+    pub directories: Vec<u64>,
     /// Clusters that no table names, not even a lost one.
     loose: Bits,
 }
 
 impl Orphans {
-    fn find(plan: &Plan, census: &Census) -> Self {
+    /// Looks for tables among these orphans.
+    pub(super) fn find(plan: &Plan, census: &Census, among: impl Iterator<Item = u64>) -> Self {
         let bits = plan.dialect.cluster_bits;
-        let mut rest: Vec<u64> = Vec::new();
-        for cluster in census.orphans.ones(0..census.clusters).take(narrow(MOST_LOOKS)) {
+        let (mut rest, mut candidates): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
+        for cluster in among.filter(|cluster| census.orphans.has(*cluster)).take(narrow(MOST_LOOKS)) {
             let at = shl(cluster, bits);
-            if rest.len() < MOST_TABLES && is_table(plan, census, at) {
-                rest.push(at);
+            let table = rest.len() < MOST_TABLES && is_table(plan, census, at);
+            // With entries of 16 bytes, a table of L1 is no table of L2.
+            if candidates.len() < MOST_TABLES && (table || plan.dialect.extended) {
+                candidates.push(at);
             }
+            rest.extend(table.then_some(at));
         }
         let all: BTreeSet<u64> = rest.iter().copied().collect();
-        let (directories, mut rest): (Vec<u64>, Vec<u64>) =
-            rest.into_iter().partition(|at| is_directory(plan, census, &all, *at));
+        candidates.sort_unstable();
+        let directories: Vec<u64> =
+            candidates.into_iter().filter(|at| is_directory(plan, census, &all, *at)).collect();
+        rest.retain(|at| directories.binary_search(at).is_err());
         let mut tables = Vec::new();
         // What a table has as data is no table, though it looks like one: an image inside of a guest's file.
         while !rest.is_empty() {
@@ -255,7 +261,7 @@ fn named_by(plan: &Plan, clusters: u64, tables: &[u64]) -> Bits {
 }
 
 /// Whether all of a cluster are entries that can be, and none of them names what another table has.
-fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
+pub(super) fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
     const SECTOR: u64 = 512;
     let bits = plan.dialect.cluster_bits;
     let file = plan.file();
@@ -295,26 +301,32 @@ fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
     !wrong && all == hosts.len() && (all > 0 || packed > 0)
 }
 
-/// Whether what a table names are tables: then it is one of L1.
+/// Whether what a cluster names are tables: then it is of L1, whose entries have 8 bytes in all images.
 fn is_directory(plan: &Plan, census: &Census, tables: &BTreeSet<u64>, at: u64) -> bool {
-    let (mut tables_named, mut others) = (0_u64, 0_u64);
+    let bits = plan.dialect.cluster_bits;
     let end = at.saturating_add(plan.size());
     let mut page = plan.tables.page(at);
     let mut entry_at = at;
+    let mut any = false;
     while entry_at < end {
         if !page.covers(entry_at) {
             page = plan.tables.page(entry_at);
         }
-        match page.be64(entry_at).map(|entry| plan.dialect.table(entry)) {
-            Ok(Table::None) => {}
-            Ok(Table::At(host)) if tables.contains(&host) || census.tables.has(host >> plan.dialect.cluster_bits) => {
-                tables_named = tables_named.saturating_add(1);
+        let right = match page.be64(entry_at).map(|entry| plan.dialect.table(entry)) {
+            Ok(Table::None) => true,
+            Ok(Table::At(host)) => {
+                any = true;
+                let known = tables.contains(&host) || census.tables.has(host >> bits);
+                host != at && (known || (host < plan.file().len() && is_table(plan, census, host)))
             }
-            _ => others = others.saturating_add(1),
+            _ => false,
+        };
+        if !right {
+            return false;
         }
         entry_at = entry_at.saturating_add(8);
     }
-    tables_named > 0 && others == 0
+    any
 }
 
 /// The entries of the current L1 table.
