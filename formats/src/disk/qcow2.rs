@@ -181,6 +181,7 @@ impl Image {
             dialect: self.header.dialect(),
             states: states.clone(),
             refcounts: self.refcounts(),
+            first_table: self.header.first_table,
             metadata: self.metadata.clone(),
         };
         let whole = Arc::new(Whole::new(plan));

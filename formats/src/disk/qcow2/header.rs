@@ -121,6 +121,8 @@ pub(super) struct Header {
     pub bitmaps: Option<Bitmaps>,
     /// Where the LUKS header lies, and its bytes.
     pub crypto_header: Option<(u64, u64)>,
+    /// Of an image without header and L1: the entry that the first table of the file had.
+    pub first_table: u64,
     pub findings: Vec<Finding>,
 }
 
@@ -133,6 +135,7 @@ pub(super) struct Made {
     pub l1: u64,
     pub l1_size: u32,
     pub refcounts: Option<Refcounts>,
+    pub first_table: u64,
     /// Where a LUKS header lies that is the image's own.
     pub luks: Option<u64>,
     /// Where the snapshot table lies, and its entries.
@@ -168,6 +171,7 @@ impl Header {
             data_file_name: None,
             bitmaps: None,
             crypto_header: made.luks.map(|at| (at, 4096)),
+            first_table: made.first_table,
             findings: made.findings,
         };
         if made.luks.is_some() {
@@ -245,6 +249,7 @@ impl Header {
             data_file_name: None,
             bitmaps: None,
             crypto_header: None,
+            first_table: 0,
             findings: Vec::new(),
         };
         header.check_v3(layer)?;

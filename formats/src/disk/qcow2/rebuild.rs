@@ -42,6 +42,10 @@ const NEAR: u64 = 64 << 20;
 const SAMPLES: usize = 1 << 16;
 /// Compressed clusters that are decoded for it.
 const DECODED: usize = 8;
+/// log2 of what a table must map for a guest to use some of it: 2 MiB.
+const ALL_OVER: u32 = 21;
+/// Clusters before the first table that are looked at.
+const LEADING: usize = 1 << 12;
 /// Clusters that clues point to.
 const MOST_CLUSTERS: usize = 1 << 22;
 
@@ -119,16 +123,16 @@ fn word(word: u64, flag: u64) -> Option<Word> {
 fn is_entries(bytes: &[u8]) -> bool {
     let (mut places, mut sure, mut last) = (0_u32, false, 0);
     for number in bytes.chunks_exact(8).map(BigEndian::read_u64) {
+        // Two clusters never lie in one place.
+        if number > 1 && number == last {
+            return false;
+        }
+        last = number;
         match word(number, 1) {
             None => return false,
             Some(Word::Nothing) => {}
             Some(Word::Packed) => sure = true,
-            Some(Word::Place(host)) => {
-                // Neighbours are never one.
-                if host == last {
-                    return false;
-                }
-                last = host;
+            Some(Word::Place(_)) => {
                 places = places.saturating_add(1);
                 sure |= number & COPIED != 0;
             }
@@ -138,9 +142,13 @@ fn is_entries(bytes: &[u8]) -> bool {
 }
 
 fn is_extended(bytes: &[u8]) -> bool {
-    let mut any = false;
+    let (mut any, mut last) = (false, 0);
     for pair in bytes.chunks_exact(16) {
         let (entry, bitmap) = (BigEndian::read_u64(pair), pair.get(8..).map_or(0, BigEndian::read_u64));
+        if entry != 0 && entry == last {
+            return false;
+        }
+        last = entry;
         let disjoint = (bitmap >> 32 & bitmap).trailing_zeros() >= 32;
         match word(entry, 0) {
             Some(Word::Place(host)) if disjoint && host.trailing_zeros() >= 14 => any |= entry & COPIED != 0,
@@ -218,9 +226,11 @@ pub(super) fn from_clues(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<R
         dialect: guess.dialect,
         states: vec![State { l1: bytes.len(), l1_size: 0, len: 0 }],
         refcounts: None,
+        first_table: 0,
         metadata: Vec::new(),
     };
-    let census = Census::new(&plan);
+    // All that no table names may be a guest's.
+    let census = Census { damaged: true, ..Census::new(&plan) };
     let bits = guess.dialect.cluster_bits;
     let kind = if guess.dialect.extended { EXTENDED } else { TABLE };
     let mut clusters: BTreeSet<u64> = BTreeSet::new();
@@ -240,16 +250,27 @@ pub(super) fn from_clues(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<R
     let span_bits = guess.dialect.span_bits();
     let mut findings = Vec::new();
     let mut note = |code, trust, text: String| findings.push(Finding::new(code, 0..72, trust, text));
-    let text = format!("the header is gone; clusters of {} bytes and the tables are found by what they say", plan.size());
+    let text =
+        format!("the header is gone; clusters of {} bytes and the tables are found by what they say", plan.size());
     note("QCOW2-HEADER", Trust::Inferred, text);
+    let mut first_table = 0;
     let (l1, l1_size, mapped) = if let Some((at, entries)) = directory {
         (at, entries, mapped(&plan, at, entries))
     } else {
         let text = "the L1 table is gone too: L2 tables are placed by what the guest's disk says and by their order";
         note("QCOW2-L1-GONE", Trust::Inferred, text.into());
-        let count = wide(found.tables.len());
-        let order = seen.places(&plan, u64::MAX).values().copied().max().map_or(0, |last| last.saturating_add(1));
-        (0, 0, shl(order.max(if stated.is_some() { 0 } else { count }), span_bits))
+        let places = seen.places(&plan, u64::MAX);
+        let reached = places.values().copied().max().map_or(0, |last| last.saturating_add(1));
+        // Nothing tells how long the disk is, nor where anything lies: what is left is that a guest uses a disk all
+        // over, so that there is a table for each few MiB, and that they were made in order.
+        let blind = stated.is_none() && reach == 0 && places.is_empty();
+        if blind && span_bits < ALL_OVER && found.tables.len() > 1 {
+            return Err(nothing());
+        }
+        // What lies before the first table was named by one that is gone too.
+        first_table = u64::from(blind && leads(&plan, &found));
+        let count = wide(found.tables.len()).saturating_add(first_table);
+        (0, 0, shl(if blind { count } else { reached }, span_bits))
     };
     let size = match stated {
         Some(len) if round_up(len, plan.size()) >= mapped || directory.is_none() => len,
@@ -269,11 +290,21 @@ pub(super) fn from_clues(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<R
         l1,
         l1_size: u32::try_from(l1_size).unwrap_or(u32::MAX),
         refcounts,
+        first_table,
         luks: sealed.map(|clue| clue.at),
         snapshots: (snapshots_at.0, u32::try_from(snapshots.len()).unwrap_or(u32::MAX)),
         findings,
     });
     Ok(Rebuilt { header, snapshots, snapshots_at })
+}
+
+/// Whether the file has data before its first table that no table names.
+fn leads(plan: &Plan, found: &Orphans) -> bool {
+    let first = found.tables.first().map_or(0, |at| *at >> plan.dialect.cluster_bits);
+    found.loose.ones(0..first).take(LEADING).any(|cluster| {
+        let (bytes, _) = read_vec(plan.file(), shl(cluster, plan.dialect.cluster_bits), narrow(SECTOR));
+        bytes.iter().any(|byte| *byte != 0)
+    })
 }
 
 /// Whether no table names the cluster at `at`: a guest's LUKS volume begins with the same words.

@@ -133,7 +133,9 @@ pub(super) fn found_at(layer: &dyn Layer, at: u64, cluster_bits: u32) -> (Vec<Sn
         if !is_entry(&head) {
             break;
         }
-        let Ok((snapshot, behind)) = load_one(layer, 1_u64.checked_shl(cluster_bits).unwrap_or(0), 0, next) else { break };
+        let Ok((snapshot, behind)) = load_one(layer, 1_u64.checked_shl(cluster_bits).unwrap_or(0), 0, next) else {
+            break;
+        };
         snapshots.push(snapshot);
         next = behind;
     }
