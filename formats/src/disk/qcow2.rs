@@ -12,12 +12,14 @@ mod entry;
 mod header;
 mod layer;
 mod mend;
+mod rebuild;
 mod snapshot;
 
+use crate::adapt::Trusted;
 use crate::codec::Zstd;
 use crate::entries::Entries;
 use crate::error::Error;
-use crate::format::{Format, Holds, Magic, score};
+use crate::format::{Clue, Format, Holds, Magic, Sweep, score};
 use crate::layer::{Bytes, Layer, Trust};
 use crate::link::{Content, Disk, Fact, Link, Opened, Role, Value, Want};
 use crate::memo::Memo;
@@ -38,13 +40,16 @@ pub static FORMAT: Format = Format {
     magics: &[Magic { at: 0, bytes: header::MAGIC }],
     probe,
     open,
-    sweep: None,
+    sweep: Some(Sweep { look: rebuild::look, build, near: &[] }),
 };
 
 fn probe(layer: &dyn Layer) -> u8 {
     let mut head = [0; 24];
-    if layer.len() < 72 || read_exact(layer, 0, &mut head).is_err() || !head.starts_with(header::MAGIC) {
+    if layer.len() < 72 {
         return score::NONE;
+    }
+    if read_exact(layer, 0, &mut head).is_err() || !head.starts_with(header::MAGIC) {
+        return if rebuild::is_headless(layer) { score::REMAINS } else { score::NONE };
     }
     let (version, cluster_bits) = (BigEndian::read_u32(&head[4..]), BigEndian::read_u32(&head[20..]));
     match version {
@@ -56,9 +61,40 @@ fn probe(layer: &dyn Layer) -> u8 {
 }
 
 fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
-    let mut header = Header::load(&**bytes)?;
-    let (snapshots, findings, snapshots_len) = snapshot::load(&**bytes, &header);
-    header.findings.extend(findings);
+    let mut magic = [0; 4];
+    match Header::load(&**bytes) {
+        Ok(mut header) => {
+            let (snapshots, findings, snapshots_len) = snapshot::load(&**bytes, &header);
+            let lost = !findings.is_empty();
+            header.findings.extend(findings);
+            Ok(opened(bytes, memo, header, snapshots, snapshots_len, lost))
+        }
+        // A header that is there is believed: what it asks for and can't be read is not guessed.
+        Err(error) if read_exact(&**bytes, 0, &mut magic).is_ok() && magic == *header::MAGIC => Err(error),
+        Err(error) if !rebuild::is_headless(&**bytes) => Err(error),
+        Err(_) => Ok(rebuilt(bytes, memo, rebuild::load(bytes, memo)?)),
+    }
+}
+
+/// The image that a search found.
+fn build(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<Opened, Error> {
+    Ok(rebuilt(bytes, memo, rebuild::from_clues(bytes, memo, clues)?))
+}
+
+fn rebuilt(bytes: &Bytes, memo: &Memo, made: rebuild::Rebuilt) -> Opened {
+    let lost = made.snapshots.is_empty();
+    opened(bytes, memo, made.header, made.snapshots, made.snapshots_at.1, lost)
+}
+
+/// `lost`: there may be snapshots that no table lists.
+fn opened(
+    bytes: &Bytes,
+    memo: &Memo,
+    mut header: Header,
+    snapshots: Vec<Snapshot>,
+    snapshots_len: u64,
+    lost: bool,
+) -> Opened {
     let findings = std::mem::take(&mut header.findings);
     let trust = findings.iter().map(|finding| finding.trust).max().unwrap_or_default();
 
@@ -80,10 +116,13 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     metadata.extend(header.crypto_header.map(|(at, len)| Metadata::Range(at, len)));
     metadata.extend(header.bitmaps.into_iter().flat_map(|bitmaps| bitmap::metadata(&**bytes, bitmaps)));
     let tables = Entries::new(bytes.clone(), memo.share());
-    let image = Image { tables, memo: memo.clone(), header, snapshots, trust, metadata };
+    let image = Image { tables, memo: memo.clone(), header, snapshots, trust, metadata, lost };
     let link = Link { len: image.header.size, ..Link::default() };
-    Ok(Opened { link, wants, join: Box::new(move |others| Ok(image.join(others))), findings, facts })
+    Opened { link, wants, join: Box::new(move |others| Ok(image.join(others))), findings, facts }
 }
+
+/// L1 tables of lost snapshots that are shown.
+const MOST_STRAYS: usize = 64;
 
 /// An image that was parsed.
 struct Image {
@@ -93,6 +132,8 @@ struct Image {
     snapshots: Vec<Snapshot>,
     trust: Trust,
     metadata: Vec<Metadata>,
+    /// Whether there may be snapshots that no table lists.
+    lost: bool,
 }
 
 impl Image {
@@ -140,6 +181,7 @@ impl Image {
             dialect: self.header.dialect(),
             states: states.clone(),
             refcounts: self.refcounts(),
+            first_table: self.header.first_table,
             metadata: self.metadata.clone(),
         };
         let whole = Arc::new(Whole::new(plan));
@@ -165,7 +207,17 @@ impl Image {
         };
         let names = std::iter::once(Vec::new()).chain(self.snapshots.iter().map(|snapshot| snapshot.name.clone()));
         let disks = names.zip(states.iter().enumerate());
-        let disks = disks.map(|(name, (number, it))| Disk { name, bytes: state(number, it) }).collect();
+        let mut disks: Vec<Disk> = disks.map(|(name, (number, it))| Disk { name, bytes: state(number, it) }).collect();
+        if self.lost {
+            // An L1 table that nothing lists is a snapshot's; how long its disk was, it does not say.
+            let strays = whole.known().1.stray.iter().copied().filter(|at| *at != self.header.l1_table_offset);
+            for (number, l1) in (states.len()..).zip(strays.take(MOST_STRAYS)) {
+                let l1_size = states.first().map_or(0, |state| state.l1_size);
+                let it = State { l1, l1_size, len: self.header.size };
+                let bytes = Arc::new(Trusted::new(state(number, &it), Trust::Inferred));
+                disks.push(Disk { name: format!("lost-{l1:x}").into_bytes(), bytes });
+            }
+        }
         Content::Disks(disks)
     }
 }

@@ -53,6 +53,8 @@ pub(super) struct Plan {
     /// The current state, then the snapshots.
     pub states: Vec<State>,
     pub refcounts: Option<Refcounts>,
+    /// The entry of L1 that the first table of the file had, where both are guessed.
+    pub first_table: u64,
     pub metadata: Vec<Metadata>,
 }
 

@@ -1,5 +1,6 @@
 //! Header and header extensions: QEMU's `docs/interop/qcow2.rst`, sections "Header" and "Header extensions".
 
+use super::census::Refcounts;
 use super::entry::Dialect;
 use crate::error::Error;
 use crate::layer::{Layer, Trust};
@@ -120,10 +121,65 @@ pub(super) struct Header {
     pub bitmaps: Option<Bitmaps>,
     /// Where the LUKS header lies, and its bytes.
     pub crypto_header: Option<(u64, u64)>,
+    /// Of an image without header and L1: the entry that the first table of the file had.
+    pub first_table: u64,
+    pub findings: Vec<Finding>,
+}
+
+/// What a header is made of where there is none.
+pub(super) struct Made {
+    pub cluster_bits: u32,
+    pub extended: bool,
+    pub compression: Compression,
+    pub size: u64,
+    pub l1: u64,
+    pub l1_size: u32,
+    pub refcounts: Option<Refcounts>,
+    pub first_table: u64,
+    /// Where a LUKS header lies that is the image's own.
+    pub luks: Option<u64>,
+    /// Where the snapshot table lies, and its entries.
+    pub snapshots: (u64, u32),
     pub findings: Vec<Finding>,
 }
 
 impl Header {
+    /// A header for an image that lost its own. Version 3 reads all that version 2 has.
+    pub(super) fn made(made: Made) -> Self {
+        let zstd = made.compression != Compression::Deflate;
+        let features = if made.extended { incompatible::EXTENDED_L2 } else { 0 };
+        let mut header = Self {
+            version: 3,
+            cluster_bits: made.cluster_bits,
+            size: made.size,
+            crypt_method: if made.luks.is_some() { 2 } else { 0 },
+            l1_size: made.l1_size,
+            l1_table_offset: made.l1,
+            refcount_table_offset: made.refcounts.map_or(0, |refcounts| refcounts.at),
+            refcount_table_clusters: u32::from(made.refcounts.is_some()),
+            nb_snapshots: made.snapshots.1,
+            snapshots_offset: made.snapshots.0,
+            incompatible: features | if zstd { incompatible::COMPRESSION } else { 0 },
+            compatible: 0,
+            autoclear: 0,
+            refcount_order: made.refcounts.map_or(4, |refcounts| refcounts.order),
+            header_length: 104,
+            compression: made.compression,
+            backing_at: None,
+            backing_name: None,
+            backing_format: None,
+            data_file_name: None,
+            bitmaps: None,
+            crypto_header: made.luks.map(|at| (at, 4096)),
+            first_table: made.first_table,
+            findings: made.findings,
+        };
+        if made.luks.is_some() {
+            header.note("QCOW2-SEALED", 32, 4, Trust::Inferred, "a LUKS header that no table names: it is encrypted");
+        }
+        header
+    }
+
     pub(super) fn has(&self, feature: u64) -> bool {
         self.incompatible & feature != 0
     }
@@ -193,6 +249,7 @@ impl Header {
             data_file_name: None,
             bitmaps: None,
             crypto_header: None,
+            first_table: 0,
             findings: Vec::new(),
         };
         header.check_v3(layer)?;

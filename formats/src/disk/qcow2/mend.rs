@@ -11,6 +11,8 @@
 //! - A cluster whose entry is gone lies, by the same order, behind its table and before the next. Where as many are
 //!   there as entries are missing, each gets its own: inferred. Where fewer are there, and only one end of what is missing
 //!   goes on with what is known, they are laid against that end: doubtful.
+//! - An L2 table that is damaged is filled from the one that a snapshot has for the same part of the disk: doubtful
+//!   where clusters are left over, which were written since.
 //! - Nothing else is placed. What a table without an entry would map is lost if orphans lie behind it, and is never
 //!   taken for a hole.
 
@@ -80,7 +82,7 @@ impl Mend {
         if quiet || (census.orphans.is_empty() && census.l1_broken == 0 && !census.l1_silent) {
             return mend;
         }
-        let found = Orphans::find(plan, census);
+        let found = Orphans::find(plan, census, census.orphans.ones(0..census.clusters));
         mend.stray.clone_from(&found.directories);
         mend.place_tables(plan, census, state, &found);
         mend.place_clusters(plan, census, state, &found);
@@ -106,7 +108,7 @@ impl Mend {
                 }
             }
         }
-        for (index, table) in slots.in_order(&rest) {
+        for (index, table) in slots.in_order(&rest, plan.first_table) {
             if slots.take(index, table) {
                 rest.remove(&table);
                 self.tables.insert(index, (table, Trust::Inferred));
@@ -139,8 +141,55 @@ impl Mend {
         }
     }
 
+    /// Fills what a damaged table lost from the table that the newest snapshot has for the same part of the disk.
+    fn take_older(&mut self, plan: &Plan, census: &Census, rows: &[Row], changed: bool) {
+        let wanted: BTreeMap<u64, u64> = rows
+            .iter()
+            .filter(|row| census.is_silent(row.table) || census.is_odd(row.table))
+            .map(|row| (row.index, row.table))
+            .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let mut older: BTreeMap<u64, u64> = BTreeMap::new();
+        for snapshot in plan.states.iter().skip(1).rev() {
+            plan.each_l1(snapshot, &mut |index, table| {
+                if let (Some(Table::At(table)), Some(lost)) = (table, wanted.get(&index))
+                    && table != *lost
+                    && !census.is_silent(table)
+                {
+                    older.entry(index).or_insert(table);
+                }
+            });
+        }
+        let bits = plan.dialect.l2_bits();
+        let before = self.clusters.len();
+        for (index, table) in older {
+            let mut missing = BTreeSet::new();
+            plan.each_l2(wanted.get(&index).copied().unwrap_or(0), &mut |slot, taken| {
+                if matches!(taken, Some(Taken::Nothing | Taken::Broken) | None) && missing.len() < MOST_CLUSTERS {
+                    missing.insert(slot);
+                }
+            });
+            plan.each_l2(table, &mut |slot, taken| {
+                let Some(Taken::Cluster(host)) = taken else { return };
+                if missing.contains(&slot) && self.clusters.len() < MOST_CLUSTERS {
+                    // Which of them were written again since, nothing tells.
+                    let trust = if changed { Trust::Doubtful } else { Trust::Inferred };
+                    self.clusters.insert(shl(index, bits).saturating_add(slot), (host, trust));
+                }
+            });
+        }
+        let taken = self.clusters.len().saturating_sub(before);
+        if taken > 0 {
+            let text =
+                format!("{taken} clusters that L2 tables lost are a snapshot's: what was written since is not in them");
+            self.findings.push(Finding::new("QCOW2-L2-SNAPSHOT", 0..0, Trust::Inferred, text));
+        }
+    }
+
     fn place_clusters(&mut self, plan: &Plan, census: &Census, state: &State, found: &Orphans) {
-        if found.loose.is_empty() || plan.dialect.data_file {
+        if plan.dialect.data_file || (found.loose.is_empty() && census.silent.is_empty() && census.odd.is_empty()) {
             return;
         }
         let mut tables: Vec<(u64, u64)> = Vec::new();
@@ -157,12 +206,17 @@ impl Mend {
             .filter(|((table, _), next)| table != next)
             .map(|((table, index), next)| Row { table: *table, index: *index, next })
             .collect();
+        self.take_older(plan, census, &rows, !found.loose.is_empty());
+        if found.loose.is_empty() {
+            return;
+        }
         let by_index = rows.iter().map(|row| (row.index, row.table)).collect();
         let first_bits = plan.dialect.l2_bits();
         let bench = Bench { plan, loose: &found.loose, tables: by_index, len: state.len, first_bits };
         if !bench.sequential(&rows) {
             // The order of the file says nothing, but that something is missing.
             self.emptied = rows.iter().map(|row| row.table).filter(|table| census.is_silent(*table)).collect();
+            self.note_emptied(plan);
             return;
         }
         let mut used = Bits::new(census.clusters);
@@ -182,8 +236,11 @@ impl Mend {
                 format!("{} clusters that L2 tables lost are placed by the order of the file", self.clusters.len());
             self.findings.push(Finding::new("QCOW2-L2-MENDED", 0..0, Trust::Inferred, text));
         }
-        let emptied: Vec<u64> = self.emptied.iter().copied().take(1).collect();
-        if let [first] = emptied.as_slice() {
+        self.note_emptied(plan);
+    }
+
+    fn note_emptied(&mut self, plan: &Plan) {
+        if let Some(first) = self.emptied.first() {
             let text =
                 format!("{} L2 tables lost all entries: what was not placed of them is lost", self.emptied.len());
             let range = *first..first.saturating_add(plan.size());
@@ -193,28 +250,33 @@ impl Mend {
 }
 
 /// What is in use and not named.
-struct Orphans {
+pub(super) struct Orphans {
     /// Tables, ascending.
-    tables: Vec<u64>,
-    /// L1 tables of snapshots that nothing lists, ascending.
-    directories: Vec<u64>,
+    pub tables: Vec<u64>,
+    /// L1 tables that nothing lists, ascending.
+    pub directories: Vec<u64>,
     /// Clusters that no table names, not even a lost one.
-    loose: Bits,
+    pub loose: Bits,
 }
 
 impl Orphans {
-    fn find(plan: &Plan, census: &Census) -> Self {
+    /// Looks for tables among these orphans.
+    pub(super) fn find(plan: &Plan, census: &Census, among: impl Iterator<Item = u64>) -> Self {
         let bits = plan.dialect.cluster_bits;
-        let mut rest: Vec<u64> = Vec::new();
-        for cluster in census.orphans.ones(0..census.clusters).take(narrow(MOST_LOOKS)) {
+        let (mut rest, mut candidates): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
+        for cluster in among.filter(|cluster| census.orphans.has(*cluster)).take(narrow(MOST_LOOKS)) {
             let at = shl(cluster, bits);
-            if rest.len() < MOST_TABLES && is_table(plan, census, at) {
-                rest.push(at);
+            let table = rest.len() < MOST_TABLES && is_table(plan, census, at);
+            // With entries of 16 bytes, a table of L1 is no table of L2.
+            if candidates.len() < MOST_TABLES && (table || plan.dialect.extended) {
+                candidates.push(at);
             }
+            rest.extend(table.then_some(at));
         }
         let all: BTreeSet<u64> = rest.iter().copied().collect();
-        let (directories, mut rest): (Vec<u64>, Vec<u64>) =
-            rest.into_iter().partition(|at| is_directory(plan, census, &all, *at));
+        candidates.sort_unstable();
+        let directories: Vec<u64> = candidates.into_iter().filter(|at| is_directory(plan, census, &all, *at)).collect();
+        rest.retain(|at| directories.binary_search(at).is_err());
         let mut tables = Vec::new();
         // What a table has as data is no table, though it looks like one: an image inside of a guest's file.
         while !rest.is_empty() {
@@ -255,7 +317,7 @@ fn named_by(plan: &Plan, clusters: u64, tables: &[u64]) -> Bits {
 }
 
 /// Whether all of a cluster are entries that can be, and none of them names what another table has.
-fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
+pub(super) fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
     const SECTOR: u64 = 512;
     let bits = plan.dialect.cluster_bits;
     let file = plan.file();
@@ -295,26 +357,32 @@ fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
     !wrong && all == hosts.len() && (all > 0 || packed > 0)
 }
 
-/// Whether what a table names are tables: then it is one of L1.
+/// Whether what a cluster names are tables: then it is of L1, whose entries have 8 bytes in all images.
 fn is_directory(plan: &Plan, census: &Census, tables: &BTreeSet<u64>, at: u64) -> bool {
-    let (mut tables_named, mut others) = (0_u64, 0_u64);
+    let bits = plan.dialect.cluster_bits;
     let end = at.saturating_add(plan.size());
     let mut page = plan.tables.page(at);
     let mut entry_at = at;
+    let mut any = false;
     while entry_at < end {
         if !page.covers(entry_at) {
             page = plan.tables.page(entry_at);
         }
-        match page.be64(entry_at).map(|entry| plan.dialect.table(entry)) {
-            Ok(Table::None) => {}
-            Ok(Table::At(host)) if tables.contains(&host) || census.tables.has(host >> plan.dialect.cluster_bits) => {
-                tables_named = tables_named.saturating_add(1);
+        let right = match page.be64(entry_at).map(|entry| plan.dialect.table(entry)) {
+            Ok(Table::None) => true,
+            Ok(Table::At(host)) => {
+                any = true;
+                let known = tables.contains(&host) || census.tables.has(host >> bits);
+                host != at && (known || (host < plan.file().len() && is_table(plan, census, host)))
             }
-            _ => others = others.saturating_add(1),
+            _ => false,
+        };
+        if !right {
+            return false;
         }
         entry_at = entry_at.saturating_add(8);
     }
-    tables_named > 0 && others == 0
+    any
 }
 
 /// The entries of the current L1 table.
@@ -409,7 +477,7 @@ impl Slots {
 
     /// Where as many tables as entries are missing between two that are known, each gets its own, if the file has all
     /// that are known in the order of the disk.
-    fn in_order(&self, rest: &BTreeSet<u64>) -> Vec<(u64, u64)> {
+    fn in_order(&self, rest: &BTreeSet<u64>, first: u64) -> Vec<(u64, u64)> {
         let known: Vec<(u64, u64)> = self.known.iter().map(|(index, table)| (*index, *table)).collect();
         if !known.is_sorted_by_key(|(_, table)| *table) {
             return Vec::new();
@@ -418,7 +486,7 @@ impl Slots {
         let ends = known.iter().copied().map(Some).chain([None]);
         let mut before: Option<(u64, u64)> = None;
         for next in ends {
-            let from = before.map_or(0, |(index, _)| index.saturating_add(1));
+            let from = before.map_or(first, |(index, _)| index.saturating_add(1));
             let to = next.map_or(u64::MAX, |(index, _)| index);
             let tables_from = before.map_or(0, |(_, table)| table);
             let tables_to = next.map_or(u64::MAX, |(_, table)| table);

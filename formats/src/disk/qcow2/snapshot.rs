@@ -5,7 +5,7 @@ use crate::error::Error;
 use crate::layer::{Layer, Trust};
 use crate::note::Finding;
 use crate::num::{narrow, round_up};
-use crate::read::read_exact;
+use crate::read::{read_exact, read_vec};
 use crate::record::Record;
 use binrw::BinRead;
 use byteorder::{BigEndian, ByteOrder};
@@ -57,7 +57,7 @@ pub(super) fn load(layer: &dyn Layer, header: &Header) -> (Vec<Snapshot>, Vec<Fi
     let mut findings = Vec::new();
     let mut at = header.snapshots_offset;
     for number in 0..header.nb_snapshots.min(MAX_SNAPSHOTS) {
-        match load_one(layer, header, at) {
+        match load_one(layer, header.cluster_size(), header.size, at) {
             Ok((snapshot, next)) => {
                 snapshots.push(snapshot);
                 at = next;
@@ -76,13 +76,14 @@ pub(super) fn load(layer: &dyn Layer, header: &Header) -> (Vec<Snapshot>, Vec<Fi
     (snapshots, findings, len(at))
 }
 
-fn load_one(layer: &dyn Layer, header: &Header, at: u64) -> Result<(Snapshot, u64), Error> {
+/// One entry of an image with clusters of `cluster` bytes whose disk has `size` now.
+fn load_one(layer: &dyn Layer, cluster: u64, size: u64, at: u64) -> Result<(Snapshot, u64), Error> {
     let raw = Raw::load(layer, at)?;
     if raw.extra_len > MAX_EXTRA {
         let found = format!("{} bytes of extra data (0..={MAX_EXTRA})", raw.extra_len);
         return Err(Error::corrupt(Raw::NAME, at, found));
     }
-    if !raw.l1_table_offset.is_multiple_of(header.cluster_size()) {
+    if !raw.l1_table_offset.is_multiple_of(cluster) {
         return Err(Error::corrupt(Raw::NAME, at, format!("its L1 table at {:#x}", raw.l1_table_offset)));
     }
     let read = |at: u64, len: u64| {
@@ -101,11 +102,44 @@ fn load_one(layer: &dyn Layer, header: &Header, at: u64) -> Result<(Snapshot, u6
         // A snapshot need not have a name, but it always has an id.
         name = read(id_at, raw.id_len.into())?;
     }
-    let size = extra.get(8..16).map_or(header.size, BigEndian::read_u64);
+    let size = extra.get(8..16).map_or(size, BigEndian::read_u64);
     let next = round_up(name_at.saturating_add(raw.name_len.into()), 8);
     let vm_state_size = extra.get(..8).map_or(raw.vm_state_size.into(), BigEndian::read_u64);
     let Raw { l1_table_offset, l1_size, seconds, .. } = raw;
     Ok((Snapshot { name, l1_table_offset, l1_size, size, seconds, vm_state_size }, next))
+}
+
+/// Whether a snapshot table could start with these bytes: what QEMU writes has a number for its id and 16 or 24 bytes
+/// of extra data.
+pub(super) fn is_entry(bytes: &[u8]) -> bool {
+    let Ok(raw) = Raw::parse(bytes, 0) else { return false };
+    let id_at = Raw::SIZE.saturating_add(narrow(raw.extra_len.into()));
+    let id = bytes.get(id_at..id_at.saturating_add(raw.id_len.into())).unwrap_or_default();
+    raw.l1_table_offset != 0
+        && raw.l1_table_offset.is_multiple_of(512)
+        && raw.l1_table_offset < 1 << 48
+        && (1..=1 << 22).contains(&raw.l1_size)
+        && matches!(raw.extra_len, 16 | 24)
+        && (1..=20).contains(&raw.id_len)
+        && id.iter().all(u8::is_ascii_digit)
+}
+
+/// The snapshots of a table that starts at `at`, as many as can be, and its bytes.
+pub(super) fn found_at(layer: &dyn Layer, at: u64, cluster_bits: u32) -> (Vec<Snapshot>, u64) {
+    let mut snapshots = Vec::new();
+    let mut next = at;
+    while snapshots.len() < narrow(MAX_SNAPSHOTS.into()) {
+        let (head, _) = read_vec(layer, next, 512);
+        if !is_entry(&head) {
+            break;
+        }
+        let Ok((snapshot, behind)) = load_one(layer, 1_u64.checked_shl(cluster_bits).unwrap_or(0), 0, next) else {
+            break;
+        };
+        snapshots.push(snapshot);
+        next = behind;
+    }
+    (snapshots, next.saturating_sub(at))
 }
 
 #[cfg(test)]
