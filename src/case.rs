@@ -22,7 +22,7 @@ mod sources;
 mod wants;
 
 pub use compared::Compared;
-pub use found::{Found, FoundNode};
+pub use found::{Found, FoundDisk, FoundMachine, FoundNode};
 pub use hashes::{Hashes, identity};
 pub use item::{Filled, Item, ItemId, Origin, State};
 pub use machines::{Machine, MachineDisk, Snapshot};

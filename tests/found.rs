@@ -15,8 +15,9 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use vdrecover_testdata::anchors::Guest;
 use vdrecover_testdata::samples::SAMPLES;
-use vdrecover_testdata::vmfs::{Content, Layout, Version, Vmfs, VmfsSpec};
+use vdrecover_testdata::vmfs::{Content, Layout, Left, Version, Vmfs, VmfsSpec};
 
 fn at(image: &Path, path: &str) -> String {
     format!("{}::{path}", image.display())
@@ -166,4 +167,96 @@ fn a_description_names_its_disk() {
     assert_eq!(named.len(), 3, "{named:?}");
     let disk = expect(1, ["cat", &at(&image, "found/deleted/web.raw")]);
     assert!(disk == Content::patterned(10 << 20, 5).read(0, 10 << 20));
+}
+
+fn scan(image: &Path, options: &[&str]) -> Vec<Value> {
+    let mut args = vec!["scan", "--json", image.to_str().unwrap()];
+    args.extend(options);
+    serde_json::Deserializer::from_slice(&common::vdrecover(args).stdout).into_iter().map(Result::unwrap).collect()
+}
+
+/// What lost its entry in a folder that lives is found under that folder's name.
+#[test]
+fn what_was_in_a_live_folder_is_found_under_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Vmfs::new(VmfsSpec::new(Version::Six, 2 << 30));
+    let auto = Layout::default();
+    for path in ["a", "a/b", "c"] {
+        store.mkdir(path);
+    }
+    for (number, path) in ["a/b/x.bin", "c/x.bin", "x.bin"].into_iter().enumerate() {
+        store.file(path, Content::patterned(2 << 20, number as u64), &auto);
+        store.orphan(path);
+    }
+    let image = save(folder.path(), &store.finish());
+    let found = found(&image);
+    let files: Vec<&str> = found.iter().filter(|(_, row)| row["type"] == "file").map(|(path, _)| path.as_str()).collect();
+    let [in_b, in_c, top] = files.as_slice() else { panic!("{files:?}") };
+    assert!(in_b.starts_with("found/orphaned/a/b/orphan_"), "{files:?}");
+    assert!(in_c.starts_with("found/orphaned/c/orphan_"), "{files:?}");
+    assert!(top.starts_with("found/orphaned/orphan_"), "{files:?}");
+    // All of it is listed once, and each find under one path.
+    let rows = records(0, ["ls", "-R", "--all", "--json", image.to_str().unwrap()]);
+    let all: Vec<&str> = rows.iter().filter_map(|row| row["path"].as_str()).collect();
+    let mut once = all.clone();
+    once.sort_unstable();
+    once.dedup();
+    assert_eq!(all.len(), once.len());
+    assert_eq!(all.iter().filter(|path| path.contains("orphan_")).count(), 3, "{all:?}");
+}
+
+/// A lost machine is shown as one, and the command that scan suggests takes it out.
+#[test]
+fn scan_shows_lost_machines_and_how_to_get_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Vmfs::new(VmfsSpec::new(Version::Six, 2 << 30));
+    let auto = Layout::default();
+    let text = "# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=ffffffff\ncreateType=\"vmfs\"\n\
+                RW 6144 VMFS \"web-flat.vmdk\"\n";
+    store.mkdir("web");
+    store.file("web/web.vmx", Content::bytes(*b"config.version = \"8\"\ndisplayName = \"web\"\n"), &auto);
+    store.file("web/web.vmdk", Content::bytes(text), &auto);
+    let disk = Content::patterned(3 << 20, 5);
+    store.file("web/web-flat.vmdk", disk.clone(), &auto);
+    for path in ["web/web.vmx", "web/web.vmdk", "web/web-flat.vmdk"] {
+        store.delete_keeping_pointers(path);
+    }
+    store.delete_keeping_pointers("web");
+    let image = save(folder.path(), &store.finish());
+    let rows = scan(&image, &[]);
+    let lost: Vec<&Value> = rows.iter().filter(|row| row["record"] == "lost_vm").collect();
+    let [vm] = lost.as_slice() else { panic!("{lost:?}") };
+    let facts = (&vm["name"], &vm["path"], &vm["class"], &vm["config"]);
+    assert_eq!(facts, (&"web".into(), &"found/deleted/web".into(), &"deleted".into(), &true.into()));
+    let disks = vm["disks"].as_array().unwrap();
+    assert_eq!(disks.len(), 1, "the flat file is a part of its disk: {disks:?}");
+    assert_eq!((&disks[0]["name"], &disks[0]["map"]["good"]), (&"web.raw".into(), &(3 << 20).into()));
+    let next = rows.iter().find(|row| row["record"] == "next").unwrap();
+    let commands: Vec<&str> = next["commands"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    let command = commands.iter().find(|command| command.contains("::found/deleted/web ")).unwrap();
+    let args: Vec<&str> = command.split(' ').skip(1).collect();
+    let done = std::process::Command::new(env!("CARGO_BIN_EXE_vdrecover")).args(args).current_dir(folder.path()).output();
+    assert_eq!(done.unwrap().status.code(), Some(1), "inferred, as `cat` of it");
+    assert!(fs::read(folder.path().join("web/web.raw")).unwrap() == disk.read(0, 3 << 20));
+}
+
+/// A pointer block whose blocks a searched disk has is not shown beside it.
+#[test]
+fn fragments_of_a_disk_that_was_put_together_are_in_it() {
+    use vdrecover_testdata::scenes::{Order, lost_guest};
+    let folder = tempfile::tempdir().unwrap();
+    let guest = lost_guest(Version::Six, Guest::Ext, 3 << 30, Order::Ascending, Left::Kept);
+    let image = save(folder.path(), &guest.scene.devices);
+    let fragments = |options: &[&str]| -> Vec<Value> {
+        let rows = scan(&image, options).into_iter();
+        rows.filter(|row| row["record"] == "unlinked" && row["class"] == "fragment").collect()
+    };
+    let before = fragments(&[]);
+    assert_eq!(before.len(), 1, "{before:?}");
+    assert!(before[0]["path"].as_str().unwrap().contains("/fragment_"), "{before:?}");
+    let after = fragments(&["--deep"]);
+    assert_eq!(after.len(), 1, "{after:?}");
+    let name = before[0]["path"].as_str().unwrap().rsplit('/').next().unwrap();
+    assert!(!after[0]["path"].as_str().unwrap().contains(name), "{after:?}");
+    assert!(after[0]["why"].as_str().unwrap().contains(&format!("all of {name} is in it")), "{after:?}");
 }

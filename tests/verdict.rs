@@ -125,3 +125,40 @@ fn a_block_of_two_files_and_a_free_one_are_told_by_all_commands() {
         }
     }
 }
+
+/// The LUN of a raw mapping never was in the image: no inventory is worse for it, and only who asks for its bytes is
+/// told that they are not there.
+#[test]
+fn a_raw_lun_that_was_not_given_is_no_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Vmfs::new(VmfsSpec::new(Version::Six, 2 << 30));
+    let text = "# Disk DescriptorFile\nversion=1\nCID=00000001\nparentCID=ffffffff\n\
+                createType=\"vmfsRawDeviceMap\"\nRW 8192 VMFSRDM \"lun-rdm.vmdk\"\n";
+    store.file("lun.vmdk", Content::bytes(text), &Layout::default());
+    store.rdm("lun-rdm.vmdk", 4 * MIB);
+    let image = folder.path().join("store.img");
+    store.finish().remove(0).save(&image).unwrap();
+    let shown = image.to_str().unwrap();
+    for args in [&["scan"][..], &["check"], &["info"], &["ls", "-lR"], &["recover", "--dry-run", "-o", "x"]] {
+        expect(0, args.iter().chain(&[shown]));
+    }
+    let disk = records(0, ["scan", "--json", shown]).into_iter().find(|row| row["record"] == "disk").unwrap();
+    assert_eq!(disk["verdict"], "raw LUN, not given");
+    let out = folder.path().join("out");
+    expect(0, ["recover", shown, "-o", out.to_str().unwrap()]);
+    let lines = fs::read_to_string(out.join("manifest.jsonl")).unwrap();
+    let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let row = rows.iter().find(|row| row["path"] == "disks/lun.raw").unwrap();
+    assert!(row["reason"].as_str().unwrap().contains("LUN"), "{row}");
+    for path in ["disks/lun.raw", "store/datastore1/lun-rdm.vmdk"] {
+        expect(1, ["cat", &at(&image, path)]);
+        let gap = records(1, ["map", "--json", &at(&image, path)]);
+        assert_eq!((&gap[0]["kind"], &gap[0]["why"]), (&"lost".into(), &"not-given".into()));
+    }
+    // With the LUN the disk is whole, but nothing proves that it is that one.
+    let lun = folder.path().join("lun-rdm.vmdk");
+    fs::write(&lun, vec![7; usize::try_from(4 * MIB).unwrap()]).unwrap();
+    let with = ["--with", lun.to_str().unwrap()];
+    let bytes = expect(1, ["cat", &at(&image, "disks/lun.raw")].iter().chain(&with));
+    assert!(bytes == fs::read(&lun).unwrap());
+}

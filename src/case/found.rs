@@ -10,13 +10,17 @@
 
 mod called;
 mod disks;
+mod machines;
+
+pub use machines::{FoundDisk, FoundMachine};
 
 use super::discover::MAX_STORES;
 use super::names::Names;
 use super::{Case, compose};
+use crate::ranges::RangeSet;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::ControlFlow;
-use vdrecover_formats::{Entry, Find, Kind, Node, NodeId, State, Tree, Trust};
+use std::ops::{ControlFlow, Range};
+use vdrecover_formats::{Entry, Find, Kind, Node, NodeId, Place, State, Tree, Trust, walk};
 
 /// What the numbers of its nodes start with: behind those of all stores.
 pub(super) const NUMBER: u64 = 0xFFFF;
@@ -72,6 +76,12 @@ impl Found {
         self.nodes.get(*self.index.get(&id)?)
     }
 
+    /// The machines and disks among it.
+    #[must_use]
+    pub fn machines(&self, case: &Case) -> Vec<FoundMachine> {
+        machines::all(case, self)
+    }
+
     /// Nodes that a disk beside them was put together of.
     pub(super) fn parts(&self) -> impl Iterator<Item = NodeId> {
         self.parts.iter().copied()
@@ -99,10 +109,14 @@ fn collect(case: &Case) -> Vec<FoundNode> {
     let stores = case.stores.iter().enumerate().filter(|(_, store)| store.shown);
     let stores = stores.map(|(store, found)| (store, store, &found.tree));
     let searched = (MAX_STORES..).zip(&case.searched).map(|(number, (store, tree))| (number, *store, tree));
+    let mut whole: Vec<Whole> = case.searched.iter().flat_map(|(store, tree)| wholes(*store, &**tree)).collect();
     for (number, store, tree) in stores.chain(searched) {
         let mut finds = Vec::new();
         tree.finds(&mut |find| {
-            finds.push(find);
+            let is_piece = number == store && find.entry.state == State::Fragment;
+            if !is_piece || !swallow(&mut whole, store, &**tree, &find.entry) {
+                finds.push(find);
+            }
             ControlFlow::Continue(())
         });
         let known: HashMap<NodeId, usize> = finds.iter().enumerate().map(|(at, find)| (find.entry.id, at)).collect();
@@ -116,7 +130,11 @@ fn collect(case: &Case) -> Vec<FoundNode> {
         let mut open: Vec<(usize, Option<usize>)> =
             below.remove(&None).unwrap_or_default().into_iter().rev().map(|at| (at, None)).collect();
         while let Some((at, folder)) = open.pop() {
-            let Find { entry, parent, named, why } = finds[at].clone();
+            let Find { entry, parent, named, mut why } = finds[at].clone();
+            let known = whole.iter().find(|whole| number != store && whole.store == store && whole.id == entry.id);
+            if let Some(pieces) = known.map(|whole| &whole.pieces).filter(|pieces| !pieces.is_empty()) {
+                why = format!("{why}; all of {} is in it", pieces.join(", "));
+            }
             let node = tree.node(entry.id).ok();
             let entry = Entry { id: compose(number, entry.id), ..entry };
             let parent = parent.map(|parent| compose(store, parent));
@@ -134,6 +152,56 @@ fn collect(case: &Case) -> Vec<FoundNode> {
         }
     }
     all
+}
+
+/// A disk that a search put together, and where its bytes lie.
+struct Whole {
+    store: usize,
+    id: NodeId,
+    /// By the tag of the source.
+    places: BTreeMap<u32, RangeSet>,
+    /// The names of the fragments that are in it.
+    pieces: Vec<String>,
+}
+
+fn wholes(store: usize, tree: &dyn Tree) -> Vec<Whole> {
+    let mut found = Vec::new();
+    tree.finds(&mut |find| {
+        let places = places(tree, find.entry.id);
+        found.push(Whole { store, id: find.entry.id, places, pieces: Vec::new() });
+        ControlFlow::Continue(())
+    });
+    found
+}
+
+/// Where the bytes of a node lie.
+fn places(tree: &dyn Tree, id: NodeId) -> BTreeMap<u32, RangeSet> {
+    let mut found: BTreeMap<u32, Vec<Range<u64>>> = BTreeMap::new();
+    if let Ok(bytes) = tree.open(id) {
+        for run in walk(&*bytes, 0..bytes.len()).take(crate::health::LISTING) {
+            if let (Place::Own, Some(tag)) = (run.place, run.layer.tag()) {
+                found.entry(tag.0).or_default().push(run.offset..run.offset.saturating_add(run.len));
+            }
+        }
+    }
+    found.into_iter().map(|(tag, ranges)| (tag, RangeSet::build(ranges))).collect()
+}
+
+/// Whether all that a fragment has is in a disk that was put together, which is told then: it need not be shown twice.
+fn swallow(whole: &mut [Whole], store: usize, tree: &dyn Tree, entry: &Entry) -> bool {
+    if whole.is_empty() {
+        return false;
+    }
+    let own = places(tree, entry.id);
+    let inside = |whole: &&mut Whole| {
+        let has = |(tag, ranges): (&u32, &RangeSet)| {
+            whole.places.get(tag).is_some_and(|all| all.intersect(ranges).total() == ranges.total())
+        };
+        whole.store == store && !own.is_empty() && own.iter().all(has)
+    };
+    let Some(whole) = whole.iter_mut().find(inside) else { return false };
+    whole.pieces.push(String::from_utf8_lossy(&entry.name).into_owned());
+    true
 }
 
 /// Gives every node its place in the tree.

@@ -4,7 +4,7 @@ use super::ls::finding_record;
 use super::out::Out;
 use super::{Global, Outcome};
 use crate::audit::{self, Audit};
-use crate::case::{Case, Machine, MachineDisk, Noted, Origin};
+use crate::case::{Case, FoundDisk, FoundMachine, Machine, MachineDisk, Noted, Origin};
 use crate::health::{self, Health};
 use crate::report::{self, printable};
 use anyhow::Result;
@@ -29,6 +29,8 @@ pub(super) struct Command {
 
 /// Findings of one kind that are shown one by one before they are counted.
 const SHOWN: usize = 5;
+/// Lost machines for which a command is shown.
+const COMMANDS: usize = 3;
 
 pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<Outcome> {
     let case = global.open(&command.images, true, out)?;
@@ -41,8 +43,9 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     scan.machines()?;
     scan.loose()?;
     scan.lost_and_found(global.deep)?;
+    let lost = scan.lost_machines()?;
     scan.findings(&audit)?;
-    scan.next(command, global)?;
+    scan.next(command, global, &lost)?;
     Ok(scan.worst)
 }
 
@@ -320,6 +323,71 @@ impl Scan<'_> {
         Ok(())
     }
 
+    /// The machines and disks among the finds, and the paths of the best of them.
+    fn lost_machines(&mut self) -> Result<Vec<FoundMachine>> {
+        let machines = self.case.lost().machines(self.case);
+        if machines.is_empty() {
+            return Ok(machines);
+        }
+        let health: Vec<Vec<Health>> = machines
+            .par_iter()
+            .map(|machine| {
+                let of = |disk: &FoundDisk| self.case.open(disk.id).map(|bytes| health::of(&*bytes, health::LISTING));
+                machine.disks.iter().map(|disk| of(disk).unwrap_or_default()).collect()
+            })
+            .collect();
+        self.out.line("")?;
+        self.out.line("LOST VMS AND DISKS")?;
+        for (machine, health) in machines.iter().zip(&health) {
+            let (name, path) = (printable(&machine.name), printable(&machine.path));
+            let disks: Vec<Value> = machine.disks.iter().zip(health).map(|(disk, health)| {
+                json!({
+                    "name": printable(&disk.name), "length": self.len(disk), "trust": health.trust.word(),
+                    "map": health.sums(),
+                })
+            }).collect();
+            self.out.record(
+                "lost_vm",
+                json!({
+                    "name": name, "path": path, "class": machine.state.word(), "config": machine.has_config,
+                    "disks": disks,
+                }),
+            )?;
+            let config = if machine.has_config { "its configuration and " } else { "" };
+            let count = machine.disks.len();
+            let plural = if count == 1 { "" } else { "s" };
+            let word = machine.state.word();
+            self.out.line(format_args!("  {name} ({word}): {config}{count} disk{plural} in {path}"))?;
+            for (disk, health) in machine.disks.iter().zip(health) {
+                let name = printable(&disk.name);
+                self.out.line(format_args!("    {name:30} {}", self.left_of(disk, health)))?;
+            }
+        }
+        // The most of data first: what a person would try first.
+        let data = |health: &[Health]| health.iter().map(|health| health.data).sum::<u64>();
+        let mut order: Vec<usize> = (0..machines.len()).filter(|at| data(&health[*at]) > 0).collect();
+        order.sort_by_key(|at| (std::cmp::Reverse(data(&health[*at])), *at));
+        Ok(order.into_iter().map(|at| machines[at].clone()).collect())
+    }
+
+    fn len(&self, disk: &FoundDisk) -> u64 {
+        self.case.node(disk.id).map_or(0, |node| node.len)
+    }
+
+    /// How much of a disk is there, in words.
+    fn left_of(&self, disk: &FoundDisk, health: &Health) -> String {
+        let lost = health.missing - health.overwritten;
+        let sums = [
+            (health.data, "there"),
+            (health.empty, "never written"),
+            (health.overwritten, "overwritten"),
+            (lost, "lost"),
+        ];
+        let sums = sums.iter().filter(|(bytes, word)| *bytes > 0 || *word == "there");
+        let sums: Vec<String> = sums.map(|(bytes, word)| format!("{} {word}", report::size(*bytes))).collect();
+        format!("{:>10} long: {}; {}", report::size(self.len(disk)), sums.join(", "), health.trust.word())
+    }
+
     fn findings(&mut self, audit: &Audit) -> Result<()> {
         let all: Vec<&Noted> = self.case.findings.iter().chain(&audit.findings).collect();
         if all.is_empty() {
@@ -345,7 +413,7 @@ impl Scan<'_> {
     }
 
     /// The commands that a person would want next, ready to paste.
-    fn next(&mut self, command: &Command, global: &Global) -> Result<()> {
+    fn next(&mut self, command: &Command, global: &Global, lost: &[FoundMachine]) -> Result<()> {
         let [image, others @ ..] = command.images.as_slice() else { return Ok(()) };
         let word = |path: &PathBuf| format!(" {}", quoted(path.as_os_str().as_bytes()));
         let mut options: Vec<String> = global.with.iter().map(|path| format!(" --with{}", word(path))).collect();
@@ -377,6 +445,13 @@ impl Scan<'_> {
             next.push(format!("vdrecover export {}{with} -o {}", at(disk), quoted(file)));
         }
         next.push(format!("vdrecover mount{images} /mnt{options}"));
+        for machine in lost.iter().take(COMMANDS) {
+            let file = machine.path.rsplit(|byte| *byte == b'/').next().unwrap_or(&machine.name);
+            next.push(format!("vdrecover export {}{with} -o {}", at(&machine.path), quoted(file)));
+        }
+        if self.worst > Outcome::Sound {
+            next.push(format!("vdrecover check{images}{options}"));
+        }
         if !self.case.lost().nodes().is_empty() {
             next.push(format!("vdrecover recover{images}{options} --what found -o DIR"));
             if !global.deep {
