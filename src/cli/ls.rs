@@ -123,13 +123,7 @@ impl Listing<'_> {
         }
         let node = match self.case.node(entry.id) {
             Ok(node) => node,
-            Err(error) => {
-                if entry.state == State::Live {
-                    self.worst = Outcome::Doubt;
-                }
-                self.out.error(&format!("{}: {error}", report::printable(path)));
-                Node { state: entry.state, trust: Trust::Doubtful, ..Node::plain(entry.kind, 0, 0) }
-            }
+            Err(error) => return self.unknown(entry, path, shown, &error),
         };
         let health = content_health(self.case, entry, &node);
         // What was deleted is not what was asked for to be whole.
@@ -177,6 +171,34 @@ impl Listing<'_> {
         ))?;
         against.iter().for_each(|why| self.out.error(why));
         Ok(())
+    }
+
+    /// The line of an entry of which nothing but its name is known: neither how long it is nor how much of it is missing.
+    fn unknown(&mut self, entry: &Entry, path: &[u8], shown: &[u8], error: &vdrecover_formats::Error) -> Result<()> {
+        if entry.state == State::Live {
+            self.worst = Outcome::Doubt;
+        }
+        self.out.error(&format!("{}: {error}", report::printable(path)));
+        if self.out.json {
+            let node = Node { state: entry.state, ..Node::plain(entry.kind, 0, 0) };
+            let health = Health { trust: Trust::Doubtful, partial: true, ..Health::default() };
+            let mut record = record(path, entry, &node, &health);
+            for fact in ["size", "mode", "uid", "gid", "links", "missing"] {
+                record[fact] = Value::Null;
+            }
+            return self.out.record("entry", record);
+        }
+        self.out.line(format_args!(
+            "{} {:>5} {:>5} {:>16} {} {:8} {:8} {} ? missing",
+            "?".repeat(10),
+            "?",
+            "?",
+            "?",
+            report::short_time(None),
+            entry.state.word(),
+            Trust::Doubtful.word(),
+            report::printable(shown),
+        ))
     }
 
     fn finding(&mut self, path: &[u8], finding: &Finding) -> Result<()> {

@@ -152,6 +152,30 @@ impl Width {
         }
     }
 
+    /// The pointer to a file block.
+    #[must_use]
+    pub fn to_block(self, number: u64) -> Option<u64> {
+        let raw = match self {
+            Self::Narrow { .. } => number.checked_mul(1 << 6)? | 1,
+            Self::Wide { per_cluster } => {
+                let (cluster, resource) = (number.checked_div(per_cluster)?, number.checked_rem(per_cluster)?);
+                cluster.checked_mul(1 << 15)? | resource.checked_mul(1 << 51)? | 1
+            }
+        };
+        matches!(self.decode(raw), Address::File(block) if block.number == number).then_some(raw)
+    }
+
+    /// The pointer to a sub-block.
+    #[must_use]
+    pub fn to_sub(self, spot: Spot) -> Option<u64> {
+        let Spot { cluster, resource } = spot;
+        let raw = match self {
+            Self::Narrow { .. } => 2 | cluster << 6 | (resource & 0xF) << 28 | (resource >> 4 & 3) << 3,
+            Self::Wide { .. } => 2 | cluster << 6 | resource << 56,
+        };
+        (self.decode(raw) == Address::Sub(spot)).then_some(raw)
+    }
+
     /// Decodes a pointer by its own type.
     #[must_use]
     pub fn decode(self, raw: u64) -> Address {

@@ -431,6 +431,13 @@ impl Datastore {
                     format!("the lock sector of {} is lost; it is read by its metadata, which name it", fd.address);
                 ("VMFS-FD-LOCK", text)
             }
+            Origin::Content => {
+                let text = format!(
+                    "the pointers of the folder {} are lost; it is read where its content says that it is its own",
+                    fd.address
+                );
+                ("VMFS-FD-CONTENT", text)
+            }
             Origin::Pointers => {
                 let text = format!(
                     "the metadata of {} are lost; its bytes are where the pointers behind them lead, its length, {}, goes \

@@ -147,6 +147,8 @@ pub enum Origin {
     /// Its place, where the metadata are lost: the pointers behind them, the folder's entry and the tables of owners.
     /// Length, times, owner and mode are not known.
     Pointers,
+    /// Its place, where the pointers of a folder are lost: its first block, which says whose it is.
+    Content,
     /// A journal, as its place is lost.
     Journal {
         /// Where the journal lies in the volume.

@@ -11,6 +11,7 @@
 //! | 0x000 | u32 | version, 0xF50001 or 0xFDC001 | real images, sources |
 //! | 0x004 | u32 | entries, `.` and `..` included | real images |
 //! | 0x00C, 0x010 | u32, u32\[128\] | blocks of the allocation map | real images |
+//! | 0x3B8, 0x4D8 | 288 | entries of itself and of its parent | real images |
 //! | 0x5F8 | u32\[16001\] | hash table of locations | real images |
 //!
 //! | entry of 288 bytes | type | meaning | how sure |
@@ -468,8 +469,31 @@ impl Folder {
             // A gap is told where it is met.
             if seen.is_whole() && until_zero(entry.get(12..).unwrap_or_default()) != wanted {
                 let text = "it does not start with . and ..: entries may be missing";
-                return taker(Err(self.finding("VMFS-DIR-DOTS", at, ENTRY5, text)));
+                taker(Err(self.finding("VMFS-DIR-DOTS", at, ENTRY5, text)))?;
+                break;
             }
+        }
+        self.check_blank(taker)
+    }
+
+    /// An entry that was freed keeps its name, and a folder ends with its last entry: no sector of it is blank.
+    fn check_blank(&self, taker: Taker<'_>) -> ControlFlow<()> {
+        const SECTOR: usize = 512;
+        const PIECE: u64 = 16 << 10;
+        /// Sectors that are told.
+        const TOLD: usize = 16;
+        let len = self.file.len().min(self.space.lv.len());
+        let (mut at, mut told) = (0_u64, 0);
+        while at < len && told < TOLD {
+            let (bytes, seen) = read_vec(&self.file, at, narrow(PIECE.min(len.saturating_sub(at))));
+            for (start, sector) in (at..).step_by(SECTOR).zip(bytes.chunks_exact(SECTOR)) {
+                if sector.iter().all(|byte| *byte == 0) && !is_cut(&seen, start, wide(SECTOR)) && told < TOLD {
+                    told = told.saturating_add(1);
+                    let text = "a sector of it is blank: entries in it are missing, or names that go on in it are cut";
+                    taker(Err(self.finding("VMFS-DIR-BLANK", start, wide(SECTOR), text)))?;
+                }
+            }
+            at = at.saturating_add(PIECE);
         }
         ControlFlow::Continue(())
     }
@@ -835,6 +859,19 @@ pub(super) fn is_head(bytes: &[u8]) -> bool {
 pub(super) fn is_flat(bytes: &[u8]) -> bool {
     let mut entries = bytes.chunks_exact(narrow(ENTRY5)).map(|entry| until_zero(entry.get(12..).unwrap_or_default()));
     entries.next() == Some(b".") && entries.next() == Some(b"..")
+}
+
+/// The descriptor of the folder that starts with these bytes, by its entry of itself.
+pub(super) fn own(header: &Header, bytes: &[u8]) -> Option<FdAddress> {
+    /// Where the header of a folder of VMFS6 has it.
+    const SELF: usize = 0x3B8;
+    let entry = match header.is_six() {
+        true if is_head(bytes) => bytes.get(SELF..)?,
+        false if is_flat(bytes) => bytes,
+        _ => return None,
+    };
+    let (kind, address, _) = numbers(entry)?;
+    Type::of(kind).and_then(|_| FdAddress::of(address))
 }
 
 /// How long a folder of VMFS5 is by its entries: up to the first that none ever was.

@@ -93,7 +93,13 @@ impl Kind {
             _ if pb2 => Self { flags: owned, ..of(6, table, if six { 32 } else { 16 }, group) },
             FdAddress::FBB if six => {
                 let large = header.large_shift;
-                Self { bits: 3, counts: false, stands: Some(large), ..of(8, header.cluster_header_size(), 16, group) }
+                Self {
+                    flags: owned,
+                    bits: 3,
+                    counts: false,
+                    stands: Some(large),
+                    ..of(8, header.cluster_header_size(), 16, group)
+                }
             }
             FdAddress::FBB => Self { stands: Some(header.file_shift), ..of(2, 0, 200, group) },
             FdAddress::JBC => of(7, 2 << 20, 8, 4),
@@ -163,15 +169,18 @@ fn resources(header: &Header, kind: Kind, raw: &RawResource, file: &File) -> u64
     full.saturating_mul(in_group).saturating_add(part.min(in_group))
 }
 
-/// Bytes that a file has by its header.
+/// Bytes that a file has by its header. Of bitmaps of blocks, all of their last group.
 pub(super) fn length(header: &Header, resource: &Resource) -> Option<u64> {
+    if resource.size == 0 || resource.bits > 1 {
+        return Some(resource.group(resource.groups()));
+    }
     let in_group = resource.per_group.checked_mul(resource.per_cluster)?;
     let full = resource.total.checked_div(in_group)?;
     let part = resource.total.checked_rem(in_group)?;
     let bodies = part.checked_mul(resource.size)?;
     let headers = resource.per_group.checked_mul(header.cluster_header_size())?;
     let tail = if part > 0 { headers.checked_add(bodies)? } else { 0 };
-    (resource.size > 0).then(|| resource.group(full).checked_add(tail)).flatten()
+    resource.group(full).checked_add(tail)
 }
 
 /// What the header of a cluster says: its number and its resources.

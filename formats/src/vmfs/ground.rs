@@ -3,13 +3,15 @@
 //! `ESXi` lays these files out when it formats a volume, mostly in one row, and never moves them. So what lies between
 //! two blocks that are as far apart in the file as in the volume is what lies between them in the volume. Headers of
 //! clusters say where they lie and which they are; the first of a group stands for all blocks up to the next that is
-//! known. Descriptors say so too: those of `.fdc.sf` are looked for in the volume.
+//! known. Where the next system file starts, the one before it ends. Descriptors say which they are too: those of
+//! `.fdc.sf` are looked for in the volume.
 
 use super::address::FdAddress;
-use super::descriptor::{Descriptor, RawLock, Shape};
+use super::descriptor::{Descriptor, Origin, RawLock, Shape};
 use super::file::File;
 use super::frame::{self, Kind};
 use super::header::GROUP_AT;
+use super::owner;
 use super::relic;
 use super::resource::Resource;
 use super::volume::{Pools, Space, Volume};
@@ -24,6 +26,8 @@ use std::sync::Arc;
 const BLOCKS: u64 = 1 << 16;
 /// Blocks of the volume that are looked at for descriptors, from its start, where system files lie.
 const SCAN: u64 = 1 << 14;
+/// Groups that are looked for there.
+const SEARCHED: u64 = 64;
 /// How many of them are read.
 const READ: u64 = 1 << 11;
 
@@ -49,8 +53,8 @@ impl Ground<'_> {
         self.space.lv.len() >> self.shift().min(63)
     }
 
-    /// The descriptor at `at`, of which only pointers are left; of `.fdc.sf` not even those are needed, as its first
-    /// block is where it always is.
+    /// The descriptor at `at`, of which only pointers are left. Not even those are needed: the first block of `.fdc.sf` is
+    /// where it always is, those of others start with their first cluster.
     pub(super) fn descriptor(&self, at: u64) -> Option<Descriptor> {
         let header = &self.space.header;
         let blank = relic::blank(header, at, self.address, super::descriptor::Type::System);
@@ -61,25 +65,70 @@ impl Ground<'_> {
             let fd = Descriptor { shape, pointers, ..blank };
             return relic::measured(self.space, self.pools, fd);
         }
-        if self.address != FdAddress::FDC {
-            return None;
+        if let Some(fd) = self.by_owner(&blank) {
+            return Some(fd);
         }
-        let first = self.pointer(header.fdc_at() >> self.shift().min(63))?;
+        let first = match self.address {
+            FdAddress::FDC => header.fdc_at() >> self.shift().min(63),
+            _ => self.base()?,
+        };
+        let pointers = self.pointer(first)?;
         let shape = Shape::Mapped { levels: 0, shift: self.shift() };
-        Some(Descriptor { pointers: first, shape, len: self.block_size(), blocks: 1, ..blank })
+        Some(Descriptor { shape, pointers, len: self.block_size(), blocks: 1, ..blank })
     }
 
     /// The pointer to a block, as on disk.
     fn pointer(&self, block: u64) -> Option<Vec<u8>> {
         let width = self.space.header.width;
-        let raw = match width {
-            super::address::Width::Narrow { .. } => block.checked_mul(64)? | 1,
-            super::address::Width::Wide { per_cluster } => {
-                let (cluster, resource) = (block.checked_div(per_cluster)?, block.checked_rem(per_cluster)?);
-                1 | cluster.checked_mul(1 << 15)? | resource.checked_mul(1 << 51)?
-            }
-        };
-        raw.to_le_bytes().get(..narrow(width.bytes())).map(<[u8]>::to_vec)
+        width.to_block(block)?.to_le_bytes().get(..narrow(width.bytes())).map(<[u8]>::to_vec)
+    }
+
+    /// The file by the pointer block of `.pb2.sf` that the table of owners has as its own, if there is one and no more.
+    fn by_owner(&self, fd: &Descriptor) -> Option<Descriptor> {
+        let pb2 = self.pools.pb2.as_ref().filter(|pb2| pb2.owned)?;
+        let spots = (0..pb2.total.min(SCAN)).filter_map(|number| pb2.spot(number));
+        let mut own = spots.filter(|spot| owner::of(self.space, pb2, *spot) == Some(self.address));
+        let spot = own.next().filter(|_| own.next().is_none())?;
+        let raw = (5 | spot.cluster << 6 | spot.resource << 56).to_le_bytes();
+        let shape = Shape::Mapped { levels: 1, shift: self.shift() };
+        let mut pointers = raw.to_vec();
+        pointers.resize(fd.pointers.len().max(pointers.len()), 0);
+        let made = relic::measured(self.space, self.pools, Descriptor { shape, pointers, ..fd.clone() })?;
+        Some(Descriptor { len: if fd.len > 0 { fd.len } else { made.len }, ..made })
+    }
+
+    /// The block of the volume that such a file starts in, by its first cluster.
+    fn base(&self) -> Option<u64> {
+        self.search(0, GROUP_AT)
+    }
+
+    /// The block of the volume in which the header of a cluster lies at `within`.
+    fn search(&self, cluster: u64, within: u64) -> Option<u64> {
+        let header = &self.space.header;
+        let number = header.md.saturating_add(if header.is_six() { 0x18 } else { 0 });
+        let [a, b, c, d, ..] = cluster.to_le_bytes();
+        (0..self.volume().min(SCAN)).find(|block| {
+            let at = block.saturating_mul(self.block_size()).saturating_add(within);
+            self.is_cluster(at) && read_vec(&*self.space.lv, at.saturating_add(number), 4).0 == [a, b, c, d]
+        })
+    }
+
+    /// Whether another system file starts with this block: they lie in a row.
+    fn is_next(&self, block: u64) -> bool {
+        let header = &self.space.header;
+        let others = [
+            FdAddress::FBB,
+            FdAddress::PBC,
+            FdAddress::SBC,
+            FdAddress::PB2,
+            FdAddress::SDD,
+            FdAddress::JBC,
+            FdAddress::UNMAP,
+        ];
+        others.into_iter().filter(|address| *address != self.address).any(|address| {
+            let pointers = header.fixed(address).and_then(|at| relic::pointers(self.space, at));
+            pointers.and_then(|pointers| relic::first(header, &pointers)) == Some(block)
+        })
     }
 
     /// Whether a record with this magic that knows its place lies at `at` of the volume.
@@ -97,7 +146,9 @@ impl Ground<'_> {
     pub(super) fn filled(&self, file: &File, resource: Option<&Resource>) -> Option<(Descriptor, String)> {
         let is_fdc = self.address == FdAddress::FDC;
         let mut len = file.len();
-        if let Some(said) = resource.filter(|_| is_fdc).and_then(|fdc| frame::length(&self.space.header, fdc)) {
+        let made = file.descriptor().origin == Origin::Pointers;
+        let said = resource.filter(|_| is_fdc || made).and_then(|own| frame::length(&self.space.header, own));
+        if let Some(said) = said {
             let most = self.volume().saturating_mul(self.block_size());
             len = len.max(said.min(most));
         }
@@ -117,6 +168,15 @@ impl Ground<'_> {
             && self.is_cluster(start.saturating_mul(self.block_size()).saturating_add(GROUP_AT))
         {
             blocks.add(0, start);
+        } else if blocks.known.is_empty() {
+            let blank = Descriptor { pointers: Vec::new(), ..file.descriptor().clone() };
+            if let Some(fd) = self.by_owner(&blank) {
+                let text = "its pointers are lost; the table of owners has one pointer block as its own".into();
+                return Some((Descriptor { trust: fd.trust.max(Trust::Inferred), ..fd }, text));
+            }
+            if let Some(base) = self.base() {
+                blocks.add(0, base);
+            }
         }
         blocks.close();
         if let Some(resource) = resource {
@@ -125,6 +185,13 @@ impl Ground<'_> {
                 self.scan(resource, &mut blocks);
             }
             blocks.close();
+            if let Some((last, at)) = blocks.known.last_key_value().map(|(last, at)| (*last, *at)) {
+                let end = at.saturating_add(blocks.count.saturating_sub(last));
+                if last.saturating_add(1) < blocks.count && self.is_next(end) {
+                    blocks.add(blocks.count.saturating_sub(1), end.saturating_sub(1));
+                    blocks.close();
+                }
+            }
         }
         let found = blocks.known.len().checked_sub(before).filter(|found| *found > 0)?;
         let lost = narrow(blocks.count).saturating_sub(blocks.known.len());
@@ -193,7 +260,9 @@ impl Ground<'_> {
             let within = start.checked_rem(self.block_size()).unwrap_or(0);
             let place = |block: &u64| block.saturating_mul(self.block_size()).saturating_add(within);
             let found = [before, behind].into_iter().flatten().find(|block| self.is_cluster(place(block)));
-            if let Some(block) = found {
+            let searched =
+                || self.search(group.saturating_mul(resource.per_group), within).filter(|_| group < SEARCHED);
+            if let Some(block) = found.or_else(searched) {
                 blocks.add(index, block);
                 // Its group goes on behind it as far as anybody knows.
                 blocks.close();

@@ -82,6 +82,14 @@ fn decoded<'a>(header: &Header, bytes: &'a [u8]) -> impl Iterator<Item = Address
     raws.map(move |raw| width.decode(LittleEndian::read_uint(raw, raw.len())))
 }
 
+/// The file block that an array starts with.
+pub(super) fn first(header: &Header, pointers: &[u8]) -> Option<u64> {
+    match decoded(header, pointers).next()? {
+        Address::File(block) => Some(block.number),
+        _ => None,
+    }
+}
+
 /// How many levels of pointer blocks an array of a system file has, by the types of its pointers, which are all alike.
 pub(super) fn levels(header: &Header, pointers: &[u8]) -> Option<u32> {
     let mut levels =
@@ -133,7 +141,11 @@ pub(super) fn descriptor(volume: &Volume, at: u64, address: FdAddress) -> Option
     };
     let parent = volume.fdc.as_ref().and_then(|fdc| owner::of(space, fdc, address.spot()));
     let fd = Descriptor { parent, ..blank(header, at, address, kind) };
-    let Some(pointers) = pointers(space, at).filter(|_| !is_resident(space, at)) else {
+    let Some(pointers) = pointers(space, at) else {
+        if address == FdAddress::ROOT {
+            let size = 1_u64.checked_shl(header.file_shift)?;
+            return sought(volume, &Descriptor { len: size, blocks: 1, ..fd }).map(|fd| as_folder(volume, fd, fixed));
+        }
         return if fixed { None } else { resident(space, fd) };
     };
     let fd = Descriptor { pointers, ..fd };
@@ -169,12 +181,65 @@ fn as_folder(volume: &Volume, fd: Descriptor, fixed: bool) -> Descriptor {
     Descriptor { kind, len, mode: MODE, ..fd }
 }
 
-/// Whether something lies where only content does.
-fn is_resident(space: &Space, at: u64) -> bool {
-    let (pointers, content) = Descriptor::parts(&space.header);
-    let len = pointers.saturating_sub(content);
-    let (bytes, seen) = read_vec(&*space.lv, at.saturating_add(content), narrow(len));
-    seen.is_whole() && bytes.iter().any(|byte| *byte != 0)
+/// Whether a folder counts blocks, and has lost all pointers to them.
+pub(super) fn is_bare(fd: &Descriptor) -> bool {
+    let direct = matches!(fd.shape, Shape::Mapped { levels: 0, .. });
+    let lost = || fd.pointers.iter().all(|byte| [0, 0xFF].contains(byte));
+    direct && fd.blocks > 0 && fd.node_kind() == crate::tree::Kind::Dir && lost()
+}
+
+/// A folder whose pointers are lost, with its first block: each folder starts with an entry of itself. The root lies
+/// behind the first block of `.fdc.sf` on all real images; others are looked for where the tables of owners have them,
+/// and among the sub-blocks and blocks in use.
+pub(super) fn sought(volume: &Volume, fd: &Descriptor) -> Option<Descriptor> {
+    /// Sub-blocks and blocks that are looked at.
+    const LOOKED: u64 = 1 << 14;
+    let space = &volume.space;
+    let header = &space.header;
+    let shift = header.file_shift.min(63);
+    let is_it = |layer: &dyn Layer, at: u64| {
+        let (bytes, seen) = read_vec(layer, at, narrow(if header.is_six() { 0x400 } else { 280 }));
+        seen.is_whole() && directory::own(header, &bytes) == Some(fd.address)
+    };
+    let found = |raw: u64, shift: u32| {
+        let raw = raw.to_le_bytes();
+        let mut pointers = raw.get(..narrow(header.width.bytes()))?.to_vec();
+        // The others are lost, and no holes.
+        pointers.resize(fd.pointers.len().max(pointers.len()), 0xFF);
+        let shape = Shape::Mapped { levels: 0, shift };
+        let trust = fd.trust.max(Trust::Inferred);
+        Some(Descriptor { pointers, shape, trust, origin: Origin::Content, ..fd.clone() })
+    };
+    let block_at = |block: u64| block.saturating_mul(1_u64.checked_shl(shift).unwrap_or(0));
+    let second = (header.fdc_at() >> shift).saturating_add(1);
+    if fd.address == FdAddress::ROOT && is_it(&*space.lv, block_at(second)) {
+        return found(header.width.to_block(second)?, header.file_shift);
+    }
+    let owned = owner::rebuild(volume, fd.at, fd.address).filter(|owned| owned.kind == Type::Folder);
+    if let Some(owned) = owned {
+        let trust = fd.trust.max(Trust::Inferred);
+        return Some(Descriptor {
+            pointers: owned.pointers,
+            shape: owned.shape,
+            trust,
+            origin: Origin::Content,
+            ..fd.clone()
+        });
+    }
+    if let Some(sbc) = &volume.pools.sbc {
+        let spots = (0..sbc.total.min(LOOKED)).filter_map(|number| sbc.spot(number));
+        let mut spots = spots.filter(|spot| sbc.is_free(space, *spot).is_none_or(|(free, _)| !free));
+        if let Some(spot) = spots.find(|spot| sbc.body(*spot).is_some_and(|body| is_it(&*sbc.file, body))) {
+            return found(header.width.to_sub(spot)?, header.sub_shift);
+        }
+    }
+    let bitmaps = volume.blocks()?;
+    let blocks = (0..bitmaps.total.min(LOOKED)).filter(|block| {
+        let free = bitmaps.spot(*block).and_then(|spot| bitmaps.is_free(space, spot));
+        free.is_none_or(|(free, _)| !free)
+    });
+    let block = blocks.into_iter().find(|block| is_it(&*space.lv, block_at(*block)))?;
+    found(header.width.to_block(block)?, header.file_shift)
 }
 
 /// Content in the descriptor itself: up to its last byte that is not zero.

@@ -27,7 +27,7 @@
 //! No block that a file uses is ever free in the bitmap, and the count of free descriptors is that of the bitmap.
 
 use super::address::{FdAddress, Spot};
-use super::descriptor::{Descriptor, RawLock, Shape, Type};
+use super::descriptor::{Descriptor, Origin, RawLock, Shape, Type};
 use super::file::File;
 use super::frame::{self, Kind};
 use super::ground::Ground;
@@ -49,7 +49,8 @@ pub(super) const SIGNATURE: u32 = 0x7266_6D64;
 pub(super) const CLUSTER_SIGNATURE: u32 = 0x7263_6D64;
 /// Flag: the resources are parts of another file's resources.
 pub(super) const CHILD: u32 = 0x2;
-/// Flag: each resource has an owner. Observed on `.fdc.sf`, `.sbc.sf` and `.pb2.sf`, and on no other.
+/// Flag: each resource has an owner. Observed on `.fdc.sf`, `.sbc.sf`, `.pb2.sf`, the empty `.pbc.sf` and large file
+/// blocks, and on no other.
 pub(super) const OWNED: u32 = 0x4;
 
 /// The header of a resource file as on disk. Fields from 0x20 on are of VMFS6 only.
@@ -192,7 +193,8 @@ impl Resource {
             resource = Self::at(&space.header, kind, file, 0, None)?;
         }
         if let Some(mut fd) = made {
-            fd.len = frame::length(&space.header, &resource).filter(|len| *len <= fd.len).unwrap_or(fd.len);
+            let len = frame::length(&space.header, &resource);
+            fd.len = len.filter(|len| *len <= fd.len && fd.origin == Origin::Pointers).unwrap_or(fd.len);
             resource.file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), fd.clone()));
             resource.made = Some(fd);
         }

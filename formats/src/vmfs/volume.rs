@@ -5,7 +5,7 @@
 //! The order suffices, because the descriptors of all system files lie at fixed places.
 
 use super::address::{Address, FdAddress, Spot};
-use super::descriptor::{Descriptor, Origin, read_poisoned};
+use super::descriptor::{Descriptor, Origin, Shape, read_poisoned};
 use super::file::File;
 use super::frame;
 use super::header::Header;
@@ -278,6 +278,7 @@ impl Volume {
     pub fn descriptor(&self, address: FdAddress) -> Result<Descriptor, Error> {
         let at = self.locate(address)?;
         let error = match self.space.descriptor(at, address) {
+            Ok(found) if relic::is_bare(&found) => return Ok(relic::sought(self, &found).unwrap_or(found)),
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
@@ -290,10 +291,16 @@ impl Volume {
         if self.is_free(address) != Some(false) {
             return Err(error);
         }
-        if let Some(found) = owner::image(self, at, address) {
-            return Ok(found);
-        }
-        relic::descriptor(self, at, address).or_else(|| owner::rebuild(self, at, address)).ok_or(error)
+        // A journal's image can be older than the pointers that still stand behind the metadata.
+        let found = match (owner::image(self, at, address), relic::descriptor(self, at, address)) {
+            (Some(image), Some(relic)) if relic.shape != Shape::Resident && image.pointers != relic.pointers => {
+                Some(relic)
+            }
+            (Some(image), _) => Some(image),
+            (None, Some(relic)) => Some(relic),
+            (None, None) => owner::rebuild(self, at, address),
+        };
+        found.ok_or(error)
     }
 
     /// The resource files that were opened.
