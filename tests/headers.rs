@@ -121,6 +121,55 @@ fn a_dump_of_the_start_has_the_whole_inventory() {
     }
 }
 
+/// Whatever a dump leaves out: what is not there contradicts nothing.
+#[test]
+fn a_dump_of_any_part_of_the_start_is_not_told_as_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    for version in [Version::Five, Version::Six] {
+        let mut store = Vmfs::new(VmfsSpec::new(version, LEN));
+        for folder in ["a", "b", "b/c"] {
+            store.mkdir(folder);
+            for n in 0..40 {
+                store.file(&format!("{folder}/{n}"), Content::patterned(n * 3000, n), &Layout::default());
+            }
+        }
+        store.mkdir("far");
+        store.file("far/big", Content::patterned(9_000_000, 3), &Layout::default().from(200 * MIB));
+        let whole = store.finish().remove(0);
+        for len in [18, 20, 22, 24, 27, 30, 40, 64, 100, 160, 210, 300] {
+            let mut device = whole.clone();
+            device.truncate(len * MIB);
+            let path = saved(folder.path(), "part.img", &device);
+            let output = common::vdrecover(["check", "--json", path.to_str().unwrap()]);
+            let told = String::from_utf8(output.stdout).unwrap();
+            assert!(told.contains("outside this dump"), "{version:?} {len}: {told}");
+            let doubtful: Vec<_> = told.lines().filter(|line| line.contains("\"trust\":\"doubtful\"")).collect();
+            assert!(doubtful.is_empty(), "{version:?}, {len} MiB: {doubtful:#?}");
+        }
+    }
+}
+
+/// The same of volumes that a host made.
+#[test]
+fn a_dump_of_the_start_of_a_real_volume_is_not_told_as_damage() {
+    let test = "a_dump_of_the_start_of_a_real_volume_is_not_told_as_damage";
+    for name in ["vmfs5", "vmfs6", "vmfs6l"] {
+        let Some(image) = common::unpacked(test, &format!("vmfs/{name}.bin.gz")) else { return };
+        let folder = tempfile::tempdir_in(image.parent().unwrap()).unwrap();
+        let path = folder.path().join("part.img");
+        let copied = std::process::Command::new("cp").arg("--sparse=always").arg(&image).arg(&path).status();
+        assert!(copied.is_ok_and(|status| status.success()));
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        for len in [1800, 1248, 700, 500, 160, 60, 26, 20] {
+            file.set_len(len * MIB).unwrap();
+            let told =
+                String::from_utf8(common::vdrecover(["check", "--json", path.to_str().unwrap()]).stdout).unwrap();
+            let doubtful: Vec<_> = told.lines().filter(|line| line.contains("\"trust\":\"doubtful\"")).collect();
+            assert!(doubtful.is_empty() && told.contains("LVM-SHORT"), "{name}, {len} MiB: {doubtful:#?}");
+        }
+    }
+}
+
 /// A new partition table, and something written into its first partition.
 #[test]
 fn what_lies_under_another_format_is_found() {
@@ -175,7 +224,7 @@ fn a_new_partition_at_the_old_start_does_not_cut_the_volume() {
         assert!(!codes.contains(&"LVM-SHORT".to_owned()), "{codes:?}");
         has_content(&path, &file.unwrap(), &[], 1);
         // The new table stays what the disk has.
-        let rows = records(1, ["info", "--json", image]);
+        let rows = records(i32::from(code == "PART-CUT"), ["info", "--json", image]);
         let table = rows.iter().find(|row| row["format"] == "gpt").unwrap();
         assert_eq!(table["facts"]["partitions"], 1, "{rows:?}");
     }

@@ -65,6 +65,44 @@ fn a_datastore_of_which_only_the_system_files_were_copied() {
     }
 }
 
+/// Without the file that has the header, the descriptors say all but the name.
+#[test]
+fn a_part_of_the_system_files() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("copied");
+    fs::create_dir(&folder).unwrap();
+    let copy = |name: &str| {
+        let file = format!("{}::store/datastore1/{name}", arg(&demo()));
+        expect(0, ["export", &file, "--no-hash", "-o", arg(&folder.join(name))]);
+    };
+    copy(".sbc.sf");
+    let output = vdrecover(["scan", arg(&folder)]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{told}");
+    assert!(told.contains(".sbc.sf") && told.contains("neither .fdc.sf"), "{told}");
+    copy(".fdc.sf");
+    // On VMFS6 a table of `.pb2.sf` says where `.sbc.sf` lies.
+    copy(".pb2.sf");
+    for given in [folder.clone(), folder.join(".fdc.sf")] {
+        let rows = records(1, ["scan", "--json", arg(&given)]);
+        assert!(rows.iter().any(|row| row["record"] == "store" && row["kind"] == "VMFS-6"), "{rows:?}");
+        assert!(rows.iter().any(|row| row["code"] == "VMFS-HEADER"), "{rows:?}");
+        assert!(rows.iter().all(|row| row["trust"] != "doubtful"), "{rows:?}");
+        let listed = records(0, ["ls", "-R", "--all", "--json", &format!("{}::found/orphaned", arg(&given))]);
+        for (path, whole) in [("web01/web01.vmx", true), ("web01/web01-flat.vmdk", false)] {
+            let path = format!("found/orphaned/{path}");
+            let row = listed.iter().find(|row| row["path"] == path).unwrap_or_else(|| panic!("no {path}"));
+            assert_eq!(row["missing"] == 0, whole, "{row}");
+        }
+    }
+    // With the header's file there is one store of all, and it has its name.
+    copy(".vh.sf");
+    let rows = records(1, ["scan", "--json", arg(&folder)]);
+    let stores: Vec<_> = rows.iter().filter(|row| row["record"] == "store" && row["kind"] != "folder").collect();
+    assert_eq!(stores.len(), 1, "{stores:?}");
+    assert!(rows.iter().all(|row| row["code"] != "VMFS-HEADER"), "{rows:?}");
+}
+
 #[test]
 fn a_disk_that_is_not_there() {
     let folder = tempfile::tempdir().unwrap();

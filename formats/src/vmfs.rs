@@ -84,7 +84,7 @@ fn probe(layer: &dyn Layer) -> u8 {
             // The second and later devices of a volume have no header, but a volume table.
             if has_magic(layer, header) || Device::is_later(layer) { score::PROVEN } else { score::MAGIC }
         }
-        None if has_magic(layer, header::HEADER_AT) => score::MAGIC,
+        None if has_magic(layer, header::HEADER_AT) || system::descriptors_at(layer).is_some() => score::MAGIC,
         Some(false) | None if remains(layer).is_some() => score::REMAINS,
         Some(false) | None => score::NONE,
     }
@@ -153,6 +153,9 @@ fn measured(mut device: Device, memo: &Memo) -> Device {
 }
 
 fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
+    if let Some(at) = system::descriptors_at(&**bytes).filter(|_| lvm::looks_like(&**bytes).is_none()) {
+        return open_headless(bytes, at, memo);
+    }
     let device = device(bytes, memo)?;
     let mut member = device.member();
     let lv: Bytes = Arc::new(Logical::new(device.clone(), []));
@@ -215,6 +218,21 @@ fn open_head(bytes: &Bytes, header: Header, memo: &Memo) -> Opened {
     let (bytes, memo) = (Bytes::clone(bytes), memo.clone());
     let join = move |others: &[Option<Bytes>]| system::join(&bytes, &header, others, &memo);
     Opened { link, wants, join: Box::new(join), findings: Vec::new(), facts }
+}
+
+/// `.fdc.sf` of a volume, without the file that has the volume's start.
+fn open_headless(bytes: &Bytes, at: u64, memo: &Memo) -> Result<Opened, Error> {
+    let (header, text) = system::header_by(bytes, at, memo)?;
+    let mut facts = Vec::new();
+    header_facts(&header, &mut facts);
+    let text = text.strip_prefix("is destroyed: ").unwrap_or(&text);
+    let text = format!(".vh.sf, which has the header of the file system, was not given: {text}");
+    let findings = vec![Finding::new("VMFS-HEADER", 0..0, Trust::Inferred, text)];
+    let wants = system::wants_headless(&header);
+    let link = Link { born: Some(i128::from(header.created).saturating_mul(1_000_000_000)), ..Link::default() };
+    let (bytes, memo) = (Bytes::clone(bytes), memo.clone());
+    let join = move |others: &[Option<Bytes>]| system::join_headless(&bytes, &header, others, &memo);
+    Ok(Opened { link, wants, join: Box::new(join), findings, facts })
 }
 
 fn join(device: &Device, others: &[Option<Bytes>], memo: &Memo) -> Result<Content, Error> {

@@ -119,8 +119,18 @@ impl Work<'_> {
             store.shown = input;
         }
         if self.case.items.len() == before {
+            let files = self.case.stores.last().map_or(&[][..], |store| &store.files);
+            let system: Vec<_> = files.iter().filter(|file| file.path.ends_with(b".sf")).collect();
+            let system: Vec<String> = system.iter().map(|file| super::item::text(&file.path)).collect();
             if input {
                 self.case.stores.pop();
+            }
+            if !system.is_empty() {
+                bail!(
+                    "has system files of a VMFS volume ({}), but neither .fdc.sf, which has all descriptors, nor .vh.sf, \
+                     which has the header: without one of them nothing says what the others hold",
+                    system.join(", ")
+                );
             }
             bail!("is a folder in which no image was recognised; give an image, or the folder that holds it");
         }
@@ -268,6 +278,16 @@ impl Work<'_> {
                 filled.push(found);
             }
             self.case.items[id].filled = filled;
+        }
+        // What lies inside of a part of another is a part of it too.
+        for id in self.waiting.clone() {
+            if let Origin::Inside(of) = self.case.items[id].origin
+                && let Some(user) = self.case.items[of].used_by.filter(|user| *user != id)
+            {
+                self.case.items[id].used_by = Some(user);
+                let (about, own) = (self.case.label(id), &self.case.items[id].opened.findings);
+                self.case.findings.retain(|noted| noted.about != about || !own.contains(&noted.finding));
+            }
         }
         let items = &self.case.items;
         self.waiting.retain(|id| items[*id].used_by.is_none());
@@ -528,7 +548,7 @@ impl Work<'_> {
                 Err(Error::NotFile) => continue,
                 Err(error) => {
                     let text = format!("{}: was not looked into: {error}", super::item::text(&file.path));
-                    let finding = Finding::new("FILE-OPEN", 0..0, Trust::Doubtful, text);
+                    let finding = Finding::new("FILE-OPEN", 0..0, error.doubt(), text);
                     self.case.findings.push(Noted { about: about.clone(), finding });
                     continue;
                 }
@@ -537,11 +557,18 @@ impl Work<'_> {
             // A file of any name is an image if it says so; one that says nothing must have a disk's name.
             if !certain && best(&bytes).0 <= score::WEAK {
                 if is_text_name(&file.entry.name) && bytes.len() <= TEXT {
-                    let text = "is named as a disk and is none: its content is damaged, or something else";
+                    let gone = health::of(&*bytes, health::LISTING).reasons.into_iter().find(|why| why.is_elsewhere());
+                    let (trust, text) = match gone {
+                        Some(why) => (Trust::Sound, format!("is named as a disk, and can't be read: {why}")),
+                        None => {
+                            let text = "is named as a disk and is none: its content is damaged, or something else";
+                            (Trust::Doubtful, text.to_owned())
+                        }
+                    };
                     let place = [b"store/", &self.case.stores[store].name[..], b"/", &file.path].concat();
                     let about = if item.is_some() { format!("{about} > ") } else { String::new() };
                     let about = about + &super::item::text(&place);
-                    let finding = Finding::new("DISK-UNKNOWN", 0..bytes.len(), Trust::Doubtful, text);
+                    let finding = Finding::new("DISK-UNKNOWN", 0..bytes.len(), trust, text);
                     self.case.findings.push(Noted { about, finding });
                 }
                 self.case.sources.close_last(&bytes);
@@ -844,7 +871,7 @@ fn recognise_as(bytes: &Bytes, case: &Case, may: impl Fn(&Format) -> bool) -> Kn
             Ok(opened) => return (format, opened, failed),
             Err(error) if score >= score::MAGIC => {
                 let text = format!("looks like {}, but {error}", format.about);
-                failed.push(Finding::new("FORMAT-OPEN", 0..0, Trust::Doubtful, text));
+                failed.push(Finding::new("FORMAT-OPEN", 0..0, error.doubt(), text));
             }
             Err(_) => {}
         }

@@ -43,7 +43,13 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
             "doubtful": doubtful, "inferred": inferred, "notes": notes,
         }),
     )?;
-    let verdict = if doubtful + inferred + failed == 0 { "nothing contradicts" } else { "not sound" };
+    let verdict = match doubtful + inferred + failed {
+        0 if all.iter().any(|noted| noted.finding.code == "LVM-SHORT") => {
+            "nothing contradicts in the part that was dumped"
+        }
+        0 => "nothing contradicts",
+        _ => "not sound",
+    };
     out.line(format_args!(
         "{verdict}: {} images and volumes, {} file stores, {doubtful} doubtful, {inferred} inferred, {notes} notes",
         case.items.len(),

@@ -307,7 +307,8 @@ impl Folder {
     /// As [`Folder::finding`] of what can't be had of `range`: no doubt, if that is only elsewhere.
     fn missing(&self, code: &'static str, range: std::ops::Range<u64>, text: &str) -> Finding {
         let gone = super::elsewhere(&self.file, range.clone());
-        let text = gone.map_or_else(|| text.to_owned(), |why| format!("{text}: {why}"));
+        let text =
+            gone.map_or_else(|| text.to_owned(), |why| format!("{text}; what is missing of it can't be had: {why}"));
         let trust = if gone.is_some() { Trust::Sound } else { Trust::Doubtful };
         let found = self.finding(code, range.start, range.end.saturating_sub(range.start), &text);
         Finding { trust, ..found }

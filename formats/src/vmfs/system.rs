@@ -6,21 +6,27 @@
 //! | `.fdc.sf` | the descriptors; its first file block follows `.vh.sf` and holds those of all system files | real images |
 //! | `.pb2.sf`, `.pbc.sf`, `.sbc.sf`, `.fbb.sf`, `.jbc.sf` | what their descriptors say | real images |
 //!
+//! Without `.vh.sf` the start of `.fdc.sf` says where it lies in the volume, by its first record, and from there the
+//! volume opens as one does whose header is destroyed.
+//!
 //! Each file is laid where the pointers of its descriptor have it, in the order in which a volume is opened, so that
 //! the pointer blocks that the next one needs are there. What lies in none of them, which is the content of all larger
 //! files, is [`Why::Absent`].
 
 use super::address::FdAddress;
-use super::header::{HEADER_AT, Header};
-use super::rebuild;
+use super::descriptor::RawLock;
+use super::header::{HEADER_AT, HEARTBEATS_AT, Header};
+use super::rebuild::{self, FDC_CLUSTER};
+use super::resource::RawResource;
 use super::tree::Datastore;
 use super::volume::Volume;
-use crate::adapt::below;
+use crate::adapt::{Blank, below};
 use crate::error::Error;
 use crate::layer::{Bytes, Layer, Place, Run, Trust, Why};
 use crate::link::{Content, Role, Want};
 use crate::memo::Memo;
 use crate::note::Finding;
+use crate::record::Record;
 use std::sync::Arc;
 
 /// The files beside `.vh.sf`, in the order in which they are laid out.
@@ -34,12 +40,53 @@ const FILES: [(&str, FdAddress); 6] = [
 ];
 /// `.fdc.sf` among them.
 const FDC: usize = 3;
+/// The smallest file block: so much of `.fdc.sf` lies in one piece, and has the descriptors of all system files.
+const LEAST_BLOCK: u64 = 512 << 10;
 /// A volume whose length nothing tells: the most that VMFS has.
 const MAX_LEN: u64 = 64 << 40;
 
 /// Whether a layer that starts as a volume ends where `.vh.sf` does.
 pub(super) fn is_head(bytes: &Bytes, header: &Header) -> bool {
     bytes.len() <= header.fdc_at()
+}
+
+/// Where in its volume a layer starts that is `.fdc.sf`.
+pub(super) fn descriptors_at(layer: &dyn Layer) -> Option<u64> {
+    let raw = RawResource::load(layer, 0).ok()?;
+    let group = u64::from(raw.cluster_group_offset);
+    if !(512..=16 << 20).contains(&group) || !raw.resource_size.is_power_of_two() {
+        return None;
+    }
+    let lock = RawLock::load(layer, group).ok().filter(|lock| lock.magic == FDC_CLUSTER)?;
+    lock.at.checked_sub(group).filter(|at| (HEARTBEATS_AT..1 << 30).contains(at))
+}
+
+/// The header of a volume by its `.fdc.sf`, which starts at `at`, and what that was made up from.
+pub(super) fn header_by(fdc: &Bytes, at: u64, memo: &Memo) -> Result<(Header, String), Error> {
+    let part = Part { at, len: LEAST_BLOCK.min(fdc.len()), from: Bytes::clone(fdc), offset: 0 };
+    let lv: Bytes = Arc::new(Parts { len: MAX_LEN, parts: vec![part] });
+    let found = rebuild::header(&lv, memo)?;
+    Ok((found.header, found.text.unwrap_or_default()))
+}
+
+/// The volume out of `.fdc.sf` and the files beside it, without `.vh.sf`. `others` are what [`wants`] names but `.fdc.sf`.
+pub(super) fn join_headless(
+    fdc: &Bytes,
+    header: &Header,
+    others: &[Option<Bytes>],
+    memo: &Memo,
+) -> Result<Content, Error> {
+    let (before, behind) = others.split_at_checked(FDC).unwrap_or((others, &[]));
+    let files = [before, &[Some(Bytes::clone(fdc))], behind].concat();
+    let head: Bytes = Arc::new(Blank::zero(0));
+    join(&head, header, &files, memo)
+}
+
+/// The files that lie beside `.fdc.sf` where there is no `.vh.sf`.
+pub(super) fn wants_headless(header: &Header) -> Vec<Want> {
+    let mut wants = wants(header);
+    wants.remove(FDC);
+    wants
 }
 
 /// The files that lie beside `.vh.sf`.
@@ -80,11 +127,15 @@ pub(super) fn join(head: &Bytes, header: &Header, others: &[Option<Bytes>], memo
     }
     let all: Bytes = Arc::new(lv.clone());
     let have = lv.parts.last().map_or(0, Part::end);
-    lv.len = rebuild::length(&Volume::load(&all, None, memo)?).unwrap_or(MAX_LEN).max(have);
+    // Only with `.sbc.sf` in its place do the descriptors say all of a header that is not there.
+    let found = if head.is_empty() { rebuild::header(&all, memo).ok() } else { None };
+    let header = found.as_ref().map_or(header, |found| &found.header);
+    let whole = Volume::replayed(header.clone(), &all, None, memo);
+    lv.len = rebuild::length(&whole).unwrap_or(MAX_LEN).max(have);
     let text = "only the volume's system files are there: what lies in its file blocks is absent";
     findings.push(Finding::new("VMFS-SF-ONLY", HEADER_AT..HEADER_AT, Trust::Inferred, text));
     let lv: Bytes = Arc::new(lv);
-    Ok(Content::Tree(Arc::new(Datastore::new(Volume::load(&lv, None, memo)?, findings))))
+    Ok(Content::Tree(Arc::new(Datastore::new(Volume::replayed(header.clone(), &lv, None, memo), findings))))
 }
 
 /// The parts of a volume that lie in its system files.
