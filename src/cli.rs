@@ -127,7 +127,8 @@ enum Command {
     Map(map::Command),
     /// Follow one byte down to the device
     Trace(trace::Command),
-    /// Who has a byte of the device: volume, file, VM, guest disk, structure, or nobody
+    /// Who has a byte of the device (--offset), or each of a list of bad sectors (--list): volume, file, VM, guest disk,
+    /// structure, or nobody
     Owner(owner::Command),
     /// The formats that are recognised
     Formats,

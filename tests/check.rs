@@ -50,3 +50,33 @@ fn any_image_is_checked() {
     let codes: Vec<_> = all.iter().filter_map(|record| record["code"].as_str()).collect();
     assert!(codes.iter().any(|code| code.starts_with("QCOW2-")), "{codes:?}");
 }
+
+/// A VM has its own folder's bytes, and not those of a folder whose name ends as its own does.
+#[test]
+fn a_byte_is_of_the_vm_whose_folder_it_is_in() {
+    use vdrecover_testdata::vmfs::{Content, Layout, Version, Vmfs, VmfsSpec};
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Vmfs::new(VmfsSpec::new(Version::Six, 2 << 30));
+    let auto = Layout::default();
+    store.mkdir("web");
+    store.file("web/web.vmx", Content::bytes(*b"config.version = \"8\"\ndisplayName = \"web\"\n"), &auto);
+    // A name that holds the path of the other's folder.
+    store.mkdir("x");
+    store.mkdir("x/store");
+    store.mkdir("x/store/datastore1");
+    store.mkdir("x/store/datastore1/web");
+    store.file("x/store/datastore1/web/other", Content::patterned(2 << 20, 3), &auto);
+    store.file("web/own", Content::patterned(2 << 20, 4), &auto);
+    let places = ["x/store/datastore1/web/other", "web/own"].map(|path| {
+        let located = store.locate(path);
+        [located.blocks[0].lv, located.fd_lv].map(|lv| store.device_position(lv).1 + 8)
+    });
+    let image = folder.path().join("store.img");
+    store.finish()[0].save(&image).unwrap();
+    for (places, vms) in places.iter().zip([vec![], vec!["web"]]) {
+        for at in places {
+            let rows = records(0, ["owner", "--json", image.to_str().unwrap(), "--offset", &at.to_string()]);
+            assert_eq!(rows[0]["vms"], serde_json::json!(vms), "{:#?}", rows[0]);
+        }
+    }
+}

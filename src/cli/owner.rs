@@ -3,11 +3,11 @@
 use super::out::Out;
 use super::{Global, Outcome, size};
 use crate::case::Case;
-use crate::owner::{self, Kind, Owner, Piece};
+use crate::owner::{self, Kind, Level, Owner, Piece, Step};
 use crate::ranges::RangeSet;
 use crate::report::{self, printable};
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,18 +15,19 @@ use vdrecover_formats::{State, Trust};
 
 /// Arguments of `owner`.
 #[derive(Debug, Args)]
+#[command(group(ArgGroup::new("asked").required(true).args(["offset", "list"])))]
 pub(super) struct Command {
     /// The device, or an image of it
     #[arg(value_name = "IMAGE")]
     image: PathBuf,
     /// A byte of the image
-    #[arg(long, value_name = "N", value_parser = size, required_unless_present = "list")]
+    #[arg(long, value_name = "N", value_parser = size)]
     offset: Option<u64>,
     /// How many bytes from there on
     #[arg(long, value_name = "N", value_parser = size, default_value = "1", requires = "offset")]
     length: u64,
     /// A file with a number, FIRST-LAST or FIRST+COUNT a line, or a ddrescue mapfile, whose failed blocks are meant
-    #[arg(long, value_name = "FILE", conflicts_with = "offset")]
+    #[arg(long, value_name = "FILE")]
     list: Option<PathBuf>,
     /// Bytes that 1 stands for in the list: 512 for LBAs of most disks
     #[arg(long, visible_alias = "sector-size", value_name = "N", value_parser = size, default_value = "1", requires = "list")]
@@ -127,6 +128,16 @@ fn record(piece: &Piece, number: usize, owner: &Owner, vms: &[&str]) -> Value {
     })
 }
 
+/// Whether a step is in a folder of the case, or a structure of something in it.
+fn is_in(step: &Step, folder: &str) -> bool {
+    let mut parts = match step.level {
+        Level::Structure => step.name.split(" of ").collect(),
+        _ => vec![&*step.name],
+    };
+    parts.retain(|part| part.starts_with(folder));
+    !parts.is_empty()
+}
+
 /// How much each owner has of all that was asked.
 struct Sums {
     /// The beginnings of the paths of each machine.
@@ -164,7 +175,7 @@ impl Sums {
         }
         let of = |places: &[String]| {
             let mut steps = owner.steps.iter();
-            steps.any(|step| places.iter().any(|place| step.name.contains(place.as_str())))
+            steps.any(|step| places.iter().any(|place| is_in(step, place)))
         };
         self.machines.iter().filter(|(_, places)| of(places)).map(|(name, _)| name.as_str()).collect()
     }

@@ -210,13 +210,15 @@ fn build(volume: Volume, free: &[Range<u64>], cut: bool, clues: &[Clue]) -> Asse
     let fan = 1_u64.checked_shl(header.fan_shift).unwrap_or(1);
     let bench = Bench { volume: &store.volume, free, block, fan };
     let mut findings = Vec::new();
+    let classes = guest::classes(clues);
+    for (class, bytes) in classes.totals().into_iter().filter(|(_, bytes)| *bytes > 0) {
+        // What lies in free space is a fact, and nothing against what is alive.
+        let text = format!("free space: {bytes} bytes: {}", class.words());
+        findings.push(Finding::new("VMFS-FREE", 0..0, Trust::Sound, text));
+    }
     let mut note = |text: String| findings.push(Finding::new("VMFS-FREE", 0..0, Trust::Inferred, text));
     if cut {
         note(format!("free space in more than {MOST_RANGES} stretches: what lies behind them was not searched"));
-    }
-    let classes = guest::classes(clues);
-    for (class, bytes) in classes.totals().into_iter().filter(|(_, bytes)| *bytes > 0) {
-        note(format!("free space: {bytes} bytes: {}", class.words()));
     }
     let mut known = BTreeMap::new();
     let mut records = Vec::new();
