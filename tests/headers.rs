@@ -71,6 +71,39 @@ fn a_partition_without_its_first_20_mib_is_listed() {
     }
 }
 
+/// What kind of volume it was, the records that remain say.
+#[test]
+fn a_volume_without_its_header_keeps_its_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let six = VmfsSpec::new(Version::Six, LEN);
+    for (spec, lvm, kind) in [
+        (VmfsSpec::new(Version::Three, LEN), true, "VMFS-3.31"),
+        (VmfsSpec::new(Version::Five, LEN), true, "VMFS-5.81"),
+        (six.clone(), true, "VMFS-6.82"),
+        (VmfsSpec { local: true, ..six.clone() }, true, "VMFS-L"),
+        (VmfsSpec { local: true, ..six }, false, "VMFS-L"),
+    ] {
+        let mut store = Vmfs::new(spec);
+        store.file("hello", Content::bytes(*b"hello\n"), &Layout::default());
+        let mut device = store.finish().remove(0);
+        device.zero(if lvm { 19 * MIB..19 * MIB + 4096 } else { MIB..20 * MIB });
+        let path = saved(folder.path(), "partition.img", &device);
+        let rows = records(1, ["check", "--json", path.to_str().unwrap()]);
+        assert!(rows.iter().all(|row| row["trust"] != "doubtful"), "{kind}: {rows:?}");
+        let rows = records(1, ["scan", "--json", path.to_str().unwrap()]);
+        let store = rows.iter().find(|row| row["record"] == "store").unwrap();
+        assert_eq!(store["kind"], kind);
+        // Without heartbeats, VMFS3 is told by what it has not.
+        if kind == "VMFS-3.31" {
+            device.zero(20 * MIB..21 * MIB);
+            let path = saved(folder.path(), "partition.img", &device);
+            let rows = records(1, ["scan", "--json", path.to_str().unwrap()]);
+            let store = rows.iter().find(|row| row["record"] == "store").unwrap();
+            assert_eq!(store["kind"], "VMFS-3");
+        }
+    }
+}
+
 #[test]
 fn a_disk_without_partition_table_and_headers_is_searched() {
     let folder = tempfile::tempdir().unwrap();

@@ -162,7 +162,9 @@ fn open(bytes: &Bytes, memo: &Memo) -> Result<Opened, Error> {
     let header = match rebuild::header(&lv, memo) {
         Ok(found) => {
             member.changed = member.changed.max(rebuild::changed(&found).saturating_mul(1_000_000));
-            Some(found.header)
+            let mut header = found.header;
+            header.local |= found.text.is_some() && device.local;
+            Some(header)
         }
         // Only the first device has it.
         Err(_) if member.first != 0 => None,
@@ -338,6 +340,7 @@ fn version(local: bool, major: u32, minor: u8) -> String {
     // Observed: 4, 14 and 24; that hosts show the minor of a 4 unchanged is inferred. Others are shown as they stand.
     match (local, major) {
         (true, _) => "VMFS-L".into(),
+        (false, 4) if minor == 0 => "VMFS-3".into(),
         (false, 4) => format!("VMFS-3.{minor}"),
         (false, 14) if minor == 0 => "VMFS-5".into(),
         (false, 24) if minor == 0 => "VMFS-6".into(),

@@ -307,6 +307,11 @@ impl Header {
         Name { local: self.local, uuid: self.uuid, label: self.label.clone(), lv }
     }
 
+    /// Makes it that of a volume without `.pb2.sf`.
+    pub(super) fn without_pb2(&mut self) {
+        self.pb2 = (0, FdAddress::PB2);
+    }
+
     /// Gives it an identity.
     pub(super) fn called(&mut self, name: Name) {
         (self.local, self.uuid, self.label) = (name.local, name.uuid, name.label);

@@ -11,7 +11,9 @@
 //! | group 0 and clusters in a group of `.fdc.sf` | its own header; without it the values of all real images | real images |
 //! | file block size | descriptors of the system files | real images |
 //! | sub-block size, whether dense | header of `.sbc.sf`: dense has 64 in a cluster | real images |
-//! | version | heartbeats | real images |
+//! | version | heartbeats: 4 is VMFS3, 14 VMFS5, 24 VMFS6 | real images, one of VMFS3 |
+//! | whether VMFS3, without heartbeats | there is no descriptor of `.pb2.sf` | one real image |
+//! | whether VMFS-L | the kind of lock in heartbeats: 1, else 3 | real images, one of VMFS-L |
 //! | time of creation | descriptors of the system files | real images: equal |
 //! | length of the volume | file blocks that `.fbb.sf` counts | real images: equal |
 //!
@@ -140,7 +142,12 @@ pub(super) fn header(lv: &Bytes, memo: &Memo) -> Result<Found, Error> {
     let name = raw.filter(|raw| is_magic(raw.magic)).map(|raw| raw.name());
     Ok(match name {
         Some(name) => made_up(lv, rebuilt, name, format!("can't be used ({why}): {text}")),
-        None => made_up(lv, rebuilt, Name::default(), format!("is destroyed: {text}; the label and the UUID are lost")),
+        None => made_up(
+            lv,
+            rebuilt.clone(),
+            rebuilt.name(),
+            format!("is destroyed: {text}; the label and the UUID are lost"),
+        ),
     })
 }
 
@@ -227,19 +234,29 @@ fn rebuild(lv: &Bytes, memo: &Memo) -> Option<(Header, String)> {
     );
     header = Header::assumed(&geometry);
     let version = beat(&**lv, &header);
-    if let Some((major, minor)) = version {
-        (header.major, header.minor) = (major, minor);
+    if let Some(Beat { major, minor, local }) = version {
+        (header.major, header.minor, header.local) = (major, minor, local);
+    } else if !geometry.six && has_no_pb2(&**lv, &header) {
+        header.major = VMFS3;
+    }
+    if header.major == VMFS3 {
+        header.without_pb2();
     }
     header.created = system.created;
     let sizes = |shift: u32| 1_u64.checked_shl(shift).unwrap_or(0);
     let text = format!(
-        "VMFS{} with file blocks of {} bytes by {found} descriptors of system files, sub-blocks of {} bytes ({subs}), \
+        "VMFS{}{} with file blocks of {} bytes by {found} descriptors of system files, sub-blocks of {} bytes ({subs}), \
          metadata in units of {}, version {}",
-        if geometry.six { 6 } else { 5 },
+        match header.major {
+            VMFS3 => "3",
+            _ if geometry.six => "6",
+            _ => "5",
+        },
+        if header.local { " (VMFS-L)" } else { "" },
         sizes(geometry.file_shift),
         sizes(geometry.sub_shift),
         geometry.md,
-        version.map_or("unknown".into(), |(major, minor)| format!("{major}.{minor} by a heartbeat")),
+        version.map_or("unknown".into(), |Beat { major, minor, .. }| format!("{major}.{minor} by a heartbeat")),
     );
     Some((header, text))
 }
@@ -308,10 +325,31 @@ fn system(lv: &dyn Layer, header: &Header, at: u64) -> Result<RawMetadata, Error
     RawMetadata::load(lv, at.saturating_add(header.md))
 }
 
+/// The major version of VMFS3.
+const VMFS3: u32 = 4;
+
+/// What a heartbeat says of its host's driver.
+#[derive(Clone, Copy)]
+struct Beat {
+    major: u32,
+    minor: u8,
+    /// Whether it locks as on VMFS-L.
+    local: bool,
+}
+
+/// Whether nothing was ever written where the descriptor of `.pb2.sf` would be.
+fn has_no_pb2(lv: &dyn Layer, header: &Header) -> bool {
+    let mut lock = [0; RawLock::SIZE];
+    let at = header.fixed(FdAddress::PB2);
+    at.is_some_and(|at| read(lv, at, &mut lock).is_whole() && lock.iter().all(|byte| *byte == 0))
+}
+
 /// The version that a heartbeat says its host's driver writes.
-fn beat(lv: &dyn Layer, header: &Header) -> Option<(u32, u8)> {
+fn beat(lv: &dyn Layer, header: &Header) -> Option<Beat> {
+    /// The kind of lock on VMFS-L.
+    const LOCAL: u8 = 1;
     let range = header.heartbeats();
-    let mut slot = [0; 0x35];
+    let mut slot = [0; 0x36];
     for index in 0..BEATS {
         let at = range.start.saturating_add(index.saturating_mul(header.md));
         if at >= range.end {
@@ -321,9 +359,10 @@ fn beat(lv: &dyn Layer, header: &Header) -> Option<(u32, u8)> {
             && RawLock::parse(&slot, at).is_ok_and(|lock| HEARTBEATS.contains(&lock.magic) && lock.at == at);
         let major =
             slot.get(0x30..0x34).and_then(|bytes| bytes.first_chunk::<4>()).map(|bytes| u32::from_le_bytes(*bytes));
-        let fits = major.is_some_and(|major| (14..64).contains(&major) && (major >= 24) == header.is_six());
-        if let (true, Some(major), Some(minor)) = (known && fits, major, slot.get(0x34)) {
-            return Some((major, *minor));
+        let real = |major: &u32| *major == VMFS3 || (14..64).contains(major);
+        let fits = major.as_ref().is_some_and(|major| real(major) && (*major >= 24) == header.is_six());
+        if let (true, Some(major), Some([minor, lock])) = (known && fits, major, slot.get(0x34..)) {
+            return Some(Beat { major, minor: *minor, local: *lock == LOCAL });
         }
     }
     None

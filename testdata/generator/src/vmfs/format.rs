@@ -345,7 +345,7 @@ impl Vmfs {
                     self.volume.write(lv, &slot);
                     continue;
                 }
-                slot[0x35] = 3;
+                slot[0x35] = if self.spec.local { 1 } else { 3 };
                 slot[0x36..0x36 + HOST_ADDRESS.len()].copy_from_slice(HOST_ADDRESS.as_bytes());
             }
             self.volume.write(lv, &slot);
