@@ -22,9 +22,14 @@ fn dbg() {
         d.write((40 << 20) / 24 * n / 512 * 512, &vec![0x5a + n as u8; 150_000]);
     }
     folder.write("plain.raw", &d.read(0, 40 << 20));
-    folder.run("qemu-img", &["convert", "-O", "qcow2", "-o", "cluster_size=4k", "-f", "raw", "plain.raw", "a"]);
+    folder.run(
+        "qemu-img",
+        &["convert", "-O", "qcow2", "-o", "extended_l2=on,cluster_size=16k", "-f", "raw", "plain.raw", "a"],
+    );
+    folder.run("qemu-img", &["snapshot", "-c", "then", "a"]);
+    folder.run("qemu-io", &["-f", "qcow2", "-c", "write -P 77 20M 64k", "a"]);
     let mut b = std::fs::read(folder.path("a")).unwrap();
-    b[..65536].fill(0);
+    b[..512].fill(0);
     let b = memory(b);
     let mut clues = Vec::new();
     let sw = vdrecover_formats::disk::qcow2::FORMAT.sweep.unwrap();

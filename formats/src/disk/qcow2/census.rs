@@ -115,6 +115,13 @@ impl Plan {
 
     /// What an L2 table says, entry by entry. `None`: it can't be read.
     pub(super) fn each_l2(&self, table: u64, tell: &mut dyn FnMut(u64, Option<Taken>)) {
+        self.each_entry(table, &mut |index, entry| {
+            tell(index, entry.map(|(entry, bitmap)| self.dialect.taken(entry, bitmap)));
+        });
+    }
+
+    /// The entries of an L2 table with their bitmaps, as they stand.
+    pub(super) fn each_entry(&self, table: u64, tell: &mut dyn FnMut(u64, Option<(u64, u64)>)) {
         let step = self.dialect.entry_len();
         let mut page = self.tables.page(table);
         for index in 0..shl(1, self.dialect.l2_bits()) {
@@ -123,8 +130,7 @@ impl Plan {
                 page = self.tables.page(at);
             }
             let entry = page.be64(at).and_then(|entry| {
-                let bitmap = if self.dialect.extended { page.be64(at.saturating_add(8))? } else { 0 };
-                Ok(self.dialect.taken(entry, bitmap))
+                Ok((entry, if self.dialect.extended { page.be64(at.saturating_add(8))? } else { 0 }))
             });
             tell(index, entry.ok());
         }
