@@ -18,10 +18,11 @@
 
 use super::anchors;
 use super::bits::Bits;
-use super::census::{Census, Plan, State};
+use super::census::{Census, MOST_ENTRIES, Plan, State};
 use super::entry::{COPIED, Dialect, OFFSET, Table, Taken};
 use crate::blocks::shl;
-use crate::layer::Trust;
+use crate::cursor::walk;
+use crate::layer::{Place, Trust};
 use crate::note::Finding;
 use crate::num::narrow;
 use crate::read::read_vec;
@@ -35,6 +36,12 @@ const MOST_TABLES: usize = 1 << 16;
 const MOST_SLOTS: u64 = 1 << 22;
 /// Clusters that are placed one by one.
 const MOST_CLUSTERS: usize = 1 << 20;
+/// Bytes without an entry that a table starts with at most.
+const LEADING: u64 = 64 << 10;
+/// Images in images that tables are told apart in.
+const MOST_NESTED: u32 = 8;
+/// Words of the map of clusters that are looked through for those that are placed.
+const MOST_WORDS: u64 = 1 << 28;
 /// Clusters of a snapshot's table that are compared.
 const SAMPLE: usize = 64;
 
@@ -241,9 +248,10 @@ impl Mend {
             return;
         }
         let mut used = Bits::new(census.clusters);
+        let mut left = MOST_WORDS;
         for exact in [true, false] {
             for row in rows.iter().filter(|row| bench.behind(row) > 0) {
-                bench.fill(row, exact, &mut used, &mut self.clusters);
+                bench.fill(row, exact, &mut used, &mut left, &mut self.clusters);
             }
         }
         for row in rows.iter().filter(|row| bench.behind(row) > 0) {
@@ -281,27 +289,31 @@ pub(super) struct Orphans {
 }
 
 impl Orphans {
-    /// Looks for tables among these orphans.
+    /// Looks for tables among these orphans. What it costs is bounded by the entries that are read.
     pub(super) fn find(plan: &Plan, census: &Census, among: impl Iterator<Item = u64>) -> Self {
         let bits = plan.dialect.cluster_bits;
         let (mut rest, mut candidates): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
+        let mut left = MOST_ENTRIES;
+        // All of them can be read a few times over.
+        let most = narrow(MOST_ENTRIES >> plan.dialect.l2_bits()).min(MOST_TABLES);
         for cluster in among.filter(|cluster| census.orphans.has(*cluster)).take(narrow(MOST_LOOKS)) {
             let at = shl(cluster, bits);
-            let table = rest.len() < MOST_TABLES && is_table(plan, census, at);
+            let table = rest.len() < most && is_table(plan, census, at, Own::Alone, &mut left);
             // The entries of L1 have 8 bytes in all images, and name what other tables may have too.
             let short = Dialect { extended: false, ..plan.dialect };
-            if candidates.len() < MOST_TABLES && (table || can_be_table(plan, short, at)) {
+            if candidates.len() < most && (table || can_be_table(plan, short, at)) {
                 candidates.push(at);
             }
             rest.extend(table.then_some(at));
         }
         let all: BTreeSet<u64> = rest.iter().copied().collect();
         candidates.sort_unstable();
-        let directories: Vec<u64> = candidates.into_iter().filter(|at| is_directory(plan, census, &all, *at)).collect();
+        let directories: Vec<u64> =
+            candidates.into_iter().filter(|at| is_directory(plan, census, &all, *at, &mut left)).collect();
         rest.retain(|at| directories.binary_search(at).is_err());
         let mut tables = Vec::new();
         // What a table has as data is no table, though it looks like one: an image inside of a guest's file.
-        while !rest.is_empty() {
+        for _ in 0..MOST_NESTED {
             let named = named_by(plan, census.clusters, &rest);
             let (below, roots): (Vec<u64>, Vec<u64>) = rest.into_iter().partition(|at| named.has(*at >> bits));
             if roots.is_empty() {
@@ -342,8 +354,12 @@ fn named_by(plan: &Plan, clusters: u64, tables: &[u64]) -> Bits {
 /// without a page in the cache.
 fn can_be_table(plan: &Plan, dialect: Dialect, at: u64) -> bool {
     const SECTOR: u64 = 512;
+    let end = at.saturating_add(plan.size().min(LEADING)).min(plan.file().len());
+    if walk(plan.file(), at..end).all(|run| matches!(run.place, Place::Hole | Place::Zero)) {
+        return false;
+    }
     let mut into = 0;
-    while into < plan.size() {
+    while into < plan.size().min(LEADING) {
         let (bytes, seen) = read_vec(plan.file(), at.saturating_add(into), narrow(SECTOR));
         if !seen.is_whole() {
             return false;
@@ -361,18 +377,29 @@ fn reach(plan: &Plan) -> u64 {
     plan.file().len().saturating_mul(4)
 }
 
-/// Whether all of a cluster are entries that can be, and none of them names what another table has.
-pub(super) fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
-    if !can_be_table(plan, plan.dialect, at) {
+/// What a table may name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Own {
+    /// Only what the current state has not: it was a part of that itself.
+    Alone,
+    /// A snapshot's shares clusters with the current state.
+    Shared,
+}
+
+/// Whether all of a cluster are entries that can be.
+fn is_table(plan: &Plan, census: &Census, at: u64, own: Own, left: &mut u64) -> bool {
+    if !can_be_table(plan, plan.dialect, at) || *left == 0 {
         return false;
     }
+    *left = left.saturating_sub(shl(1, plan.dialect.l2_bits()));
     let bits = plan.dialect.cluster_bits;
     let end = plan.file().len();
     let (mut hosts, mut packed, mut gone, mut wrong): (Vec<u64>, usize, usize, bool) = (Vec::new(), 0, 0, false);
     plan.each_l2(at, &mut |_, taken| match taken {
         Some(Taken::Cluster(host)) => {
             let cluster = host >> bits;
-            wrong |= host >= reach(plan) || census.current.has(cluster) || census.fixed.has(cluster) || host == at;
+            wrong |= host >= reach(plan) || census.fixed.has(cluster) || host == at;
+            wrong |= own == Own::Alone && census.current.has(cluster);
             gone = gone.saturating_add(usize::from(host >= end));
             hosts.push(host);
         }
@@ -391,7 +418,7 @@ pub(super) fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
 }
 
 /// Whether what a cluster names are tables: then it is of L1, whose entries have 8 bytes in all images.
-fn is_directory(plan: &Plan, census: &Census, tables: &BTreeSet<u64>, at: u64) -> bool {
+fn is_directory(plan: &Plan, census: &Census, tables: &BTreeSet<u64>, at: u64, left: &mut u64) -> bool {
     let bits = plan.dialect.cluster_bits;
     let end = at.saturating_add(plan.size());
     let mut page = plan.tables.page(at);
@@ -406,7 +433,7 @@ fn is_directory(plan: &Plan, census: &Census, tables: &BTreeSet<u64>, at: u64) -
             Ok(Table::At(host)) => {
                 any = true;
                 let known = tables.contains(&host) || census.tables.has(host >> bits);
-                host != at && (known || (host < plan.file().len() && is_table(plan, census, host)))
+                host != at && (known || (host < plan.file().len() && is_table(plan, census, host, Own::Shared, left)))
             }
             _ => false,
         };
@@ -634,8 +661,13 @@ impl Bench<'_> {
         all
     }
 
-    fn fill(&self, row: &Row, exact: bool, used: &mut Bits, done: &mut BTreeMap<u64, Placed>) {
+    fn fill(&self, row: &Row, exact: bool, used: &mut Bits, left: &mut u64, done: &mut BTreeMap<u64, Placed>) {
         for missing in self.missing(row, done) {
+            let words = missing.high.min(self.plan.file().len()).saturating_sub(missing.low) >> self.bits() >> 6;
+            *left = left.saturating_sub(words);
+            if *left == 0 {
+                return;
+            }
             let count = missing.to.saturating_sub(missing.from);
             let most = narrow(count.saturating_add(1));
             let hosts: Vec<u64> =
