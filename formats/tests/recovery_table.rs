@@ -507,7 +507,7 @@ fn with_snapshots(folder: &Folder) -> Vec<Kept> {
             args.extend(["plain.raw", "image"]);
             folder.run("qemu-img", &args);
             folder.run("qemu-img", &["snapshot", "-c", "then", "image"]);
-            folder.run("qemu-io", &["-f", "qcow2", "-c", "write -P 77 20M 300k", "-c", "write -P 78 33M 70k", "image"]);
+            folder.run("qemu-io", &["-f", "qcow2", "-c", "write -P 77 20M 64k", "-c", "write -P 78 33M 30k", "image"]);
             let now = folder.raw(&["-f", "qcow2", "image"]);
             let bytes = std::fs::read(folder.path("image")).unwrap();
             all.push(Kept { name: format!("{what}, {name}"), bytes, now, then: plain(&disk) });
@@ -555,7 +555,7 @@ fn structures(table: &mut String) -> (u64, u64, Vec<String>) {
 const STRUCTURES_HEAD: &str = "
 ## QCOW2 without one of its structures
 
-Each image was made by qemu-img, then a snapshot was taken and 370 KiB written. One structure is zeros: the cluster of
+Each image was made by qemu-img, then a snapshot was taken and 94 KiB written. One structure is zeros: the cluster of
 the header, the current L1 table, the middle one of its L2 tables, the table of refcounts with all its blocks, or the
 cluster of the snapshot table; or the file ends at 60 %. The share is that of the current state; where the snapshot table
 is gone, that of both. A cell is recovered if 95 % of its data is right, 55 % where the file is cut.

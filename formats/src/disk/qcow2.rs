@@ -13,6 +13,7 @@ mod header;
 mod layer;
 mod mend;
 mod rebuild;
+mod seal;
 mod snapshot;
 
 use crate::adapt::Trusted;
@@ -105,7 +106,11 @@ fn opened(
     if header.has(incompatible::DATA_FILE) {
         wants.push(Want { role: Role::DataFile, id: None, hint: header.data_file_name.clone(), len: None });
     }
-    let facts = facts(&header, &snapshots);
+    let mut facts = facts(&header, &snapshots);
+    if let Some(seal) = header.seal(&**bytes) {
+        facts.push(Fact::new("encryption_cipher", seal.cipher));
+        facts.push(Fact::new("encryption_key_slots", Value::Count(seal.slots)));
+    }
     // QEMU's limit for the refcount table is 8 MiB.
     let refcounts = u64::from(header.refcount_table_clusters).saturating_mul(header.cluster_size()).min(8 << 20) >> 3;
     let mut metadata = vec![

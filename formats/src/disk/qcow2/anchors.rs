@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Clusters that are looked at: 512 MiB are read at most.
 const MOST: u32 = 1 << 16;
 /// Anchors that are used.
-const MOST_ANCHORS: usize = 1 << 14;
+const MOST_ANCHORS: usize = 1 << 10;
 /// What is read of a cluster: superblocks lie a KiB behind the start of their volume.
 const HEAD: u64 = 8 << 10;
 /// What an anchor may need behind its cluster: a partition table.

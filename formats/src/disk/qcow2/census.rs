@@ -104,7 +104,7 @@ impl Plan {
     /// What L1 says, entry by entry.
     pub(super) fn each_l1(&self, state: &State, tell: &mut dyn FnMut(u64, Option<Table>)) {
         let mut page = self.tables.page(state.l1);
-        for index in 0..state.l1_size {
+        for index in 0..state.l1_size.min(MOST_ENTRIES) {
             let at = state.l1.saturating_add(index.saturating_mul(8));
             if !page.covers(at) {
                 page = self.tables.page(at);
@@ -115,6 +115,13 @@ impl Plan {
 
     /// What an L2 table says, entry by entry. `None`: it can't be read.
     pub(super) fn each_l2(&self, table: u64, tell: &mut dyn FnMut(u64, Option<Taken>)) {
+        self.each_entry(table, &mut |index, entry| {
+            tell(index, entry.map(|(entry, bitmap)| self.dialect.taken(entry, bitmap)));
+        });
+    }
+
+    /// The entries of an L2 table with their bitmaps, as they stand.
+    pub(super) fn each_entry(&self, table: u64, tell: &mut dyn FnMut(u64, Option<(u64, u64)>)) {
         let step = self.dialect.entry_len();
         let mut page = self.tables.page(table);
         for index in 0..shl(1, self.dialect.l2_bits()) {
@@ -123,8 +130,7 @@ impl Plan {
                 page = self.tables.page(at);
             }
             let entry = page.be64(at).and_then(|entry| {
-                let bitmap = if self.dialect.extended { page.be64(at.saturating_add(8))? } else { 0 };
-                Ok(self.dialect.taken(entry, bitmap))
+                Ok((entry, if self.dialect.extended { page.be64(at.saturating_add(8))? } else { 0 }))
             });
             tell(index, entry.ok());
         }
@@ -141,21 +147,28 @@ impl Plan {
         }
     }
 
-    /// The structures that belong to no state.
-    fn fixed(&self) -> Bits {
+    /// The structures that belong to no state, and whether that is all of them.
+    fn fixed(&self) -> (Bits, bool) {
         let mut fixed = Bits::new(self.clusters());
+        let mut left = MOST_ENTRIES;
         for what in &self.metadata {
-            match *what {
-                Metadata::Range(at, len) => fixed.set_all(self.span(at, len)),
-                Metadata::Clusters(at, entries) => {
-                    fixed.set_all(self.span(at, entries.saturating_mul(8)));
-                    self.each_cluster(at, entries, &mut |block| {
-                        fixed.set(block >> self.dialect.cluster_bits);
-                    });
-                }
+            let (span, entries) = match *what {
+                Metadata::Range(at, len) => (self.span(at, len), None),
+                Metadata::Clusters(at, entries) => (self.span(at, entries.saturating_mul(8)), Some((at, entries))),
+            };
+            let inside = span.end.saturating_sub(span.start).saturating_mul(self.size() >> 3);
+            left = left.saturating_sub(if entries.is_some() { inside } else { inside >> 6 });
+            if left == 0 {
+                return (fixed, false);
+            }
+            fixed.set_all(span);
+            if let Some((at, entries)) = entries {
+                self.each_cluster(at, entries, &mut |block| {
+                    fixed.set(block >> self.dialect.cluster_bits);
+                });
             }
         }
-        fixed
+        (fixed, true)
     }
 
     /// The places in a table of clusters that can be.
@@ -180,7 +193,8 @@ impl Census {
         if clusters > MOST_CLUSTERS {
             return Self::default();
         }
-        let mut census = Self { complete: true, clusters, fixed: plan.fixed(), ..Self::default() };
+        let (fixed, complete) = plan.fixed();
+        let mut census = Self { complete, clusters, fixed, ..Self::default() };
         let mut named = census.fixed.clone();
         let bits = plan.dialect.cluster_bits;
         // A table of counters that names a guest's cluster is wrong itself: reading needs none.
@@ -230,7 +244,7 @@ impl Census {
                 }
                 damaged |= look.broken > 0 || look.lost > 0;
             });
-            census.complete &= left > 0;
+            census.complete &= left > 0 && state.l1_size <= MOST_ENTRIES;
             // Entries that the disk needs and that the table, or the file, has not.
             let short = state.len.div_ceil(shl(1, plan.dialect.span_bits())).saturating_sub(state.l1_size);
             broken = broken.saturating_add(short);

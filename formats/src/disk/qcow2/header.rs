@@ -2,6 +2,7 @@
 
 use super::census::Refcounts;
 use super::entry::Dialect;
+use super::seal::Seal;
 use crate::error::Error;
 use crate::layer::{Layer, Trust};
 use crate::note::Finding;
@@ -255,7 +256,7 @@ impl Header {
         header.check_v3(layer)?;
         let backing = (raw.backing_file_offset, raw.backing_file_size);
         let names = header.load_extensions(layer, backing.0);
-        header.check_features(&names)?;
+        header.check_features(&names, layer)?;
         header.load_backing(layer, backing.0, backing.1);
         header.check_tables(layer)?;
         Ok(header)
@@ -297,7 +298,7 @@ impl Header {
         Ok(())
     }
 
-    fn check_features(&mut self, names: &[FeatureName]) -> Result<(), Error> {
+    fn check_features(&mut self, names: &[FeatureName], layer: &dyn Layer) -> Result<(), Error> {
         let unknown = self.incompatible & !incompatible::KNOWN;
         if unknown != 0 {
             let listed: Vec<String> = (0..64_u8)
@@ -322,14 +323,25 @@ impl Header {
             let text = "the corrupt bit is set: QEMU met contradicting structures in this image";
             self.note("QCOW2-CORRUPT", 72, 8, Trust::Doubtful, text);
         }
-        match self.crypt_method {
-            0 => {}
-            method => {
-                let text = format!("crypt_method {}: every allocated cluster is encrypted", crypt_name(method));
-                self.note("QCOW2-SEALED", 32, 4, Trust::Sound, text);
-            }
+        if self.crypt_method != 0 {
+            let how = match self.seal(layer) {
+                Some(seal) => format!("; {seal}"),
+                None => String::new(),
+            };
+            let name = crypt_name(self.crypt_method);
+            let text = format!("crypt_method {name}: every allocated cluster is encrypted{how}");
+            self.note("QCOW2-SEALED", 32, 4, Trust::Sound, text);
         }
         Ok(())
+    }
+
+    /// How the clusters are encrypted, as far as it is written anywhere.
+    pub(super) fn seal(&self, layer: &dyn Layer) -> Option<Seal> {
+        match self.crypt_method {
+            0 => None,
+            1 => Some(Seal { cipher: "aes-cbc-plain64, 128 bits".into(), slots: 0, of: 0 }),
+            _ => Seal::load(layer, self.crypto_header?.0),
+        }
     }
 
     /// Reads the extensions up to the end mark, the backing file's name or the end of the first cluster.

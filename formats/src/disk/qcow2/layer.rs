@@ -147,12 +147,9 @@ impl Qcow2 {
         let told = self.spot(page, lookup);
         if let Some(mend) = self.mend().filter(|mend| !mend.clusters.is_empty())
             && matches!(told, Ok(Spot::Unallocated | Spot::Broken(_)) | Err(_))
-            && let Some((host, trust)) = mend.clusters.get(&(at >> self.dialect.cluster_bits))
+            && let Some(placed) = mend.clusters.get(&(at >> self.dialect.cluster_bits))
         {
-            let into = u64::from(lookup.sub).checked_shl(self.dialect.grain_bits()).unwrap_or(0);
-            // Which of the subclusters were written is lost with the entry.
-            let trust = if self.dialect.extended { Trust::Doubtful } else { *trust };
-            return Ok((Spot::Data(host.saturating_add(into)), trust));
+            return Ok((self.dialect.spot(placed.entry, placed.bitmap, lookup.sub), placed.trust));
         }
         let spot = told?;
         let (census, _) = self.whole.known();

@@ -18,10 +18,11 @@
 
 use super::anchors;
 use super::bits::Bits;
-use super::census::{Census, Plan, State};
-use super::entry::{Table, Taken};
+use super::census::{Census, MOST_ENTRIES, Plan, State};
+use super::entry::{COPIED, Dialect, OFFSET, Table, Taken};
 use crate::blocks::shl;
-use crate::layer::Trust;
+use crate::cursor::walk;
+use crate::layer::{Place, Trust};
 use crate::note::Finding;
 use crate::num::narrow;
 use crate::read::read_vec;
@@ -35,6 +36,12 @@ const MOST_TABLES: usize = 1 << 16;
 const MOST_SLOTS: u64 = 1 << 22;
 /// Clusters that are placed one by one.
 const MOST_CLUSTERS: usize = 1 << 20;
+/// Bytes without an entry that a table starts with at most.
+const LEADING: u64 = 64 << 10;
+/// Images in images that tables are told apart in.
+const MOST_NESTED: u32 = 8;
+/// Words of the map of clusters that are looked through for those that are placed.
+const MOST_WORDS: u64 = 1 << 28;
 /// Clusters of a snapshot's table that are compared.
 const SAMPLE: usize = 64;
 
@@ -43,8 +50,8 @@ const SAMPLE: usize = 64;
 pub(super) struct Mend {
     /// Tables, by the entry of the current L1 table.
     pub tables: BTreeMap<u64, (u64, Trust)>,
-    /// Clusters of the file, by the guest's cluster.
-    pub clusters: BTreeMap<u64, (u64, Trust)>,
+    /// Entries, by the guest's cluster.
+    pub clusters: BTreeMap<u64, Placed>,
     /// Entries of the L1 table are lost and could not be put back: what has none is no hole.
     pub l1_lost: bool,
     /// Tables without an entry that had some, ascending.
@@ -55,6 +62,27 @@ pub(super) struct Mend {
     pub stray: Vec<u64>,
     /// What was seen.
     pub findings: Vec<Finding>,
+}
+
+/// An entry of an L2 table that was put back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed {
+    pub entry: u64,
+    /// With entries of 16 bytes.
+    pub bitmap: u64,
+    pub trust: Trust,
+}
+
+impl Placed {
+    /// A whole cluster at `host`. Which of its parts were written, nothing tells.
+    fn at(host: u64, trust: Trust, dialect: Dialect) -> Self {
+        let bitmap = if dialect.extended { 0xFFFF_FFFF } else { 0 };
+        Self { entry: host | COPIED, bitmap, trust: if dialect.extended { Trust::Doubtful } else { trust } }
+    }
+
+    fn host(&self) -> u64 {
+        self.entry & OFFSET
+    }
 }
 
 impl Mend {
@@ -171,12 +199,12 @@ impl Mend {
                     missing.insert(slot);
                 }
             });
-            plan.each_l2(table, &mut |slot, taken| {
-                let Some(Taken::Cluster(host)) = taken else { return };
+            plan.each_entry(table, &mut |slot, found| {
+                let Some((entry, bitmap)) = found else { return };
                 if missing.contains(&slot) && self.clusters.len() < MOST_CLUSTERS {
                     // Which of them were written again since, nothing tells.
                     let trust = if changed { Trust::Doubtful } else { Trust::Inferred };
-                    self.clusters.insert(shl(index, bits).saturating_add(slot), (host, trust));
+                    self.clusters.insert(shl(index, bits).saturating_add(slot), Placed { entry, bitmap, trust });
                 }
             });
         }
@@ -220,9 +248,10 @@ impl Mend {
             return;
         }
         let mut used = Bits::new(census.clusters);
+        let mut left = MOST_WORDS;
         for exact in [true, false] {
             for row in rows.iter().filter(|row| bench.behind(row) > 0) {
-                bench.fill(row, exact, &mut used, &mut self.clusters);
+                bench.fill(row, exact, &mut used, &mut left, &mut self.clusters);
             }
         }
         for row in rows.iter().filter(|row| bench.behind(row) > 0) {
@@ -260,26 +289,31 @@ pub(super) struct Orphans {
 }
 
 impl Orphans {
-    /// Looks for tables among these orphans.
+    /// Looks for tables among these orphans. What it costs is bounded by the entries that are read.
     pub(super) fn find(plan: &Plan, census: &Census, among: impl Iterator<Item = u64>) -> Self {
         let bits = plan.dialect.cluster_bits;
         let (mut rest, mut candidates): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
+        let mut left = MOST_ENTRIES;
+        // All of them can be read a few times over.
+        let most = narrow(MOST_ENTRIES >> plan.dialect.l2_bits()).min(MOST_TABLES);
         for cluster in among.filter(|cluster| census.orphans.has(*cluster)).take(narrow(MOST_LOOKS)) {
             let at = shl(cluster, bits);
-            let table = rest.len() < MOST_TABLES && is_table(plan, census, at);
-            // With entries of 16 bytes, a table of L1 is no table of L2.
-            if candidates.len() < MOST_TABLES && (table || plan.dialect.extended) {
+            let table = rest.len() < most && is_table(plan, census, at, Own::Alone, &mut left);
+            // The entries of L1 have 8 bytes in all images, and name what other tables may have too.
+            let short = Dialect { extended: false, ..plan.dialect };
+            if candidates.len() < most && (table || can_be_table(plan, short, at)) {
                 candidates.push(at);
             }
             rest.extend(table.then_some(at));
         }
         let all: BTreeSet<u64> = rest.iter().copied().collect();
         candidates.sort_unstable();
-        let directories: Vec<u64> = candidates.into_iter().filter(|at| is_directory(plan, census, &all, *at)).collect();
+        let directories: Vec<u64> =
+            candidates.into_iter().filter(|at| is_directory(plan, census, &all, *at, &mut left)).collect();
         rest.retain(|at| directories.binary_search(at).is_err());
         let mut tables = Vec::new();
         // What a table has as data is no table, though it looks like one: an image inside of a guest's file.
-        while !rest.is_empty() {
+        for _ in 0..MOST_NESTED {
             let named = named_by(plan, census.clusters, &rest);
             let (below, roots): (Vec<u64>, Vec<u64>) = rest.into_iter().partition(|at| named.has(*at >> bits));
             if roots.is_empty() {
@@ -316,36 +350,62 @@ fn named_by(plan: &Plan, clusters: u64, tables: &[u64]) -> Bits {
     named
 }
 
-/// Whether all of a cluster are entries that can be, and none of them names what another table has.
-pub(super) fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
+/// Whether the first sector of a cluster that is not zeros could be of a table. Most clusters are given up here,
+/// without a page in the cache.
+fn can_be_table(plan: &Plan, dialect: Dialect, at: u64) -> bool {
     const SECTOR: u64 = 512;
-    let bits = plan.dialect.cluster_bits;
-    let file = plan.file();
+    let end = at.saturating_add(plan.size().min(LEADING)).min(plan.file().len());
+    if walk(plan.file(), at..end).all(|run| matches!(run.place, Place::Hole | Place::Zero)) {
+        return false;
+    }
     let mut into = 0;
-    // Most clusters are given up at their first words, without a page in the cache.
-    while into < plan.size() {
-        let (bytes, seen) = read_vec(file, at.saturating_add(into), narrow(SECTOR));
+    while into < plan.size().min(LEADING) {
+        let (bytes, seen) = read_vec(plan.file(), at.saturating_add(into), narrow(SECTOR));
         if !seen.is_whole() {
             return false;
         }
         if bytes.iter().any(|byte| *byte != 0) {
-            let odd = |word: &[u8]| !plan.dialect.can_be(word, file.len());
-            if bytes.chunks_exact(narrow(plan.dialect.entry_len())).any(odd) {
-                return false;
-            }
-            break;
+            return bytes.chunks_exact(narrow(dialect.entry_len())).all(|entry| dialect.can_be(entry, reach(plan)));
         }
         into = into.saturating_add(SECTOR);
     }
-    let (mut hosts, mut packed, mut wrong): (Vec<u64>, u64, bool) = (Vec::new(), 0, false);
+    false
+}
+
+/// How far entries can reach: a file that was cut has tables that name what is gone.
+fn reach(plan: &Plan) -> u64 {
+    plan.file().len().saturating_mul(4)
+}
+
+/// What a table may name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Own {
+    /// Only what the current state has not: it was a part of that itself.
+    Alone,
+    /// A snapshot's shares clusters with the current state.
+    Shared,
+}
+
+/// Whether all of a cluster are entries that can be.
+fn is_table(plan: &Plan, census: &Census, at: u64, own: Own, left: &mut u64) -> bool {
+    if !can_be_table(plan, plan.dialect, at) || *left == 0 {
+        return false;
+    }
+    *left = left.saturating_sub(shl(1, plan.dialect.l2_bits()));
+    let bits = plan.dialect.cluster_bits;
+    let end = plan.file().len();
+    let (mut hosts, mut packed, mut gone, mut wrong): (Vec<u64>, usize, usize, bool) = (Vec::new(), 0, 0, false);
     plan.each_l2(at, &mut |_, taken| match taken {
         Some(Taken::Cluster(host)) => {
             let cluster = host >> bits;
-            wrong |= host >= file.len() || census.current.has(cluster) || census.fixed.has(cluster) || host == at;
+            wrong |= host >= reach(plan) || census.fixed.has(cluster) || host == at;
+            wrong |= own == Own::Alone && census.current.has(cluster);
+            gone = gone.saturating_add(usize::from(host >= end));
             hosts.push(host);
         }
         Some(Taken::Packed { at: from, .. }) => {
-            wrong |= from >= file.len() || census.fixed.has(from >> bits);
+            wrong |= from >= reach(plan) || census.fixed.has(from >> bits);
+            gone = gone.saturating_add(usize::from(from >= end));
             packed = packed.saturating_add(1);
         }
         Some(Taken::Nothing | Taken::Zero) => {}
@@ -354,11 +414,11 @@ pub(super) fn is_table(plan: &Plan, census: &Census, at: u64) -> bool {
     let all = hosts.len();
     hosts.sort_unstable();
     hosts.dedup();
-    !wrong && all == hosts.len() && (all > 0 || packed > 0)
+    !wrong && all == hosts.len() && gone < all.saturating_add(packed)
 }
 
 /// Whether what a cluster names are tables: then it is of L1, whose entries have 8 bytes in all images.
-fn is_directory(plan: &Plan, census: &Census, tables: &BTreeSet<u64>, at: u64) -> bool {
+fn is_directory(plan: &Plan, census: &Census, tables: &BTreeSet<u64>, at: u64, left: &mut u64) -> bool {
     let bits = plan.dialect.cluster_bits;
     let end = at.saturating_add(plan.size());
     let mut page = plan.tables.page(at);
@@ -373,7 +433,7 @@ fn is_directory(plan: &Plan, census: &Census, tables: &BTreeSet<u64>, at: u64) -
             Ok(Table::At(host)) => {
                 any = true;
                 let known = tables.contains(&host) || census.tables.has(host >> bits);
-                host != at && (known || (host < plan.file().len() && is_table(plan, census, host)))
+                host != at && (known || (host < plan.file().len() && is_table(plan, census, host, Own::Shared, left)))
             }
             _ => false,
         };
@@ -449,11 +509,11 @@ impl Slots {
         for (index, table) in &self.of_snapshots {
             let mut left = SAMPLE;
             plan.each_l2(*table, &mut |slot, taken| {
-                if let Some(Taken::Cluster(host)) = taken
+                if let Some(Taken::Cluster(at) | Taken::Packed { at, .. }) = taken
                     && left > 0
                 {
                     left = left.saturating_sub(1);
-                    places.insert((slot, host), *index);
+                    places.insert((slot, at), *index);
                 }
             });
         }
@@ -461,8 +521,8 @@ impl Slots {
         for table in tables {
             let mut votes: BTreeMap<u64, u64> = BTreeMap::new();
             plan.each_l2(*table, &mut |slot, taken| {
-                if let Some(Taken::Cluster(host)) = taken
-                    && let Some(index) = places.get(&(slot, host))
+                if let Some(Taken::Cluster(at) | Taken::Packed { at, .. }) = taken
+                    && let Some(index) = places.get(&(slot, at))
                 {
                     let count = votes.entry(*index).or_default();
                     *count = count.saturating_add(1);
@@ -567,7 +627,7 @@ impl Bench<'_> {
         outside.saturating_mul(16) <= inside.saturating_add(outside)
     }
 
-    fn missing(&self, row: &Row, done: &BTreeMap<u64, (u64, Trust)>) -> Vec<Missing> {
+    fn missing(&self, row: &Row, done: &BTreeMap<u64, Placed>) -> Vec<Missing> {
         let first = shl(row.index, self.first_bits);
         let count = self.entries(row);
         let mut all: Vec<Missing> = Vec::new();
@@ -578,7 +638,7 @@ impl Bench<'_> {
                 return;
             }
             let guest = first.saturating_add(slot);
-            let placed = done.get(&guest).map(|(host, _)| *host);
+            let placed = done.get(&guest).filter(|placed| placed.entry >> 62 != 1).map(Placed::host);
             let host = match (placed, taken) {
                 (Some(host), _) | (None, Some(Taken::Cluster(host))) => Some(host),
                 (None, Some(Taken::Nothing | Taken::Broken) | None) => {
@@ -601,8 +661,13 @@ impl Bench<'_> {
         all
     }
 
-    fn fill(&self, row: &Row, exact: bool, used: &mut Bits, done: &mut BTreeMap<u64, (u64, Trust)>) {
+    fn fill(&self, row: &Row, exact: bool, used: &mut Bits, left: &mut u64, done: &mut BTreeMap<u64, Placed>) {
         for missing in self.missing(row, done) {
+            let words = missing.high.min(self.plan.file().len()).saturating_sub(missing.low) >> self.bits() >> 6;
+            *left = left.saturating_sub(words);
+            if *left == 0 {
+                return;
+            }
             let count = missing.to.saturating_sub(missing.from);
             let most = narrow(count.saturating_add(1));
             let hosts: Vec<u64> =
@@ -626,14 +691,14 @@ impl Bench<'_> {
             for (guest, host) in (from..).zip(hosts) {
                 if done.len() < MOST_CLUSTERS {
                     used.set(host);
-                    done.insert(guest, (shl(host, self.bits()), trust));
+                    done.insert(guest, Placed::at(shl(host, self.bits()), trust, self.plan.dialect));
                 }
             }
         }
     }
 
     /// Whether a cluster of the guest is known to be in the file.
-    fn has(&self, guest: u64, done: &BTreeMap<u64, (u64, Trust)>) -> bool {
+    fn has(&self, guest: u64, done: &BTreeMap<u64, Placed>) -> bool {
         if done.contains_key(&guest) {
             return true;
         }

@@ -44,6 +44,8 @@ const SAMPLES: usize = 1 << 16;
 const DECODED: usize = 8;
 /// log2 of what a table must map for a guest to use some of it: 2 MiB.
 const ALL_OVER: u32 = 21;
+/// Bytes of a table of L1 without an entry that may lie between two with some.
+const MOST_BLANK: u64 = 64 << 10;
 /// Clusters before the first table that are looked at.
 const LEADING: usize = 1 << 12;
 /// Clusters that clues point to.
@@ -142,7 +144,7 @@ fn is_entries(bytes: &[u8]) -> bool {
 }
 
 fn is_extended(bytes: &[u8]) -> bool {
-    let (mut any, mut last) = (false, 0);
+    let (mut places, mut sure, mut last) = (0_u32, false, 0);
     for pair in bytes.chunks_exact(16) {
         let (entry, bitmap) = (BigEndian::read_u64(pair), pair.get(8..).map_or(0, BigEndian::read_u64));
         if entry != 0 && entry == last {
@@ -151,13 +153,16 @@ fn is_extended(bytes: &[u8]) -> bool {
         last = entry;
         let disjoint = (bitmap >> 32 & bitmap).trailing_zeros() >= 32;
         match word(entry, 0) {
-            Some(Word::Place(host)) if disjoint && host.trailing_zeros() >= 14 => any |= entry & COPIED != 0,
-            Some(Word::Packed) => any = true,
+            Some(Word::Place(host)) if disjoint && bitmap != 0 && host.trailing_zeros() >= 14 => {
+                places = places.saturating_add(1);
+                sure |= entry & COPIED != 0;
+            }
+            Some(Word::Packed) => sure = true,
             Some(Word::Nothing) if disjoint && bitmap.trailing_zeros() >= 32 => {}
             _ => return false,
         }
     }
-    any
+    sure || places > 1
 }
 
 /// Whether it is an image though its start does not say so, from a few small reads.
@@ -334,9 +339,14 @@ fn directory(plan: &Plan, found: &Orphans, of_snapshots: &BTreeSet<u64>) -> Opti
     // A table of more than a cluster goes on in the next.
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for at in &found.directories {
+        let blank = |from: u64| {
+            let len = at.saturating_sub(from).min(MOST_BLANK.saturating_add(1));
+            let (bytes, seen) = read_vec(plan.file(), from, narrow(len));
+            len <= MOST_BLANK && seen.is_whole() && bytes.iter().all(|byte| *byte == 0)
+        };
         match runs.last_mut() {
-            Some((start, len)) if start.saturating_add(*len) == *at && !of_snapshots.contains(at) => {
-                *len = len.saturating_add(plan.size());
+            Some((start, len)) if !of_snapshots.contains(at) && blank(start.saturating_add(*len)) => {
+                *len = at.saturating_add(plan.size()).saturating_sub(*start);
             }
             _ => runs.push((*at, plan.size())),
         }

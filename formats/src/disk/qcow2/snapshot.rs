@@ -83,7 +83,7 @@ fn load_one(layer: &dyn Layer, cluster: u64, size: u64, at: u64) -> Result<(Snap
         let found = format!("{} bytes of extra data (0..={MAX_EXTRA})", raw.extra_len);
         return Err(Error::corrupt(Raw::NAME, at, found));
     }
-    if !raw.l1_table_offset.is_multiple_of(cluster) {
+    if raw.l1_table_offset == 0 || !raw.l1_table_offset.is_multiple_of(cluster) {
         return Err(Error::corrupt(Raw::NAME, at, format!("its L1 table at {:#x}", raw.l1_table_offset)));
     }
     let read = |at: u64, len: u64| {
