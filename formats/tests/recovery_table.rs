@@ -108,7 +108,8 @@ fn vmdks(all: &mut Vec<Image>) {
         let text = Descriptor::delta(now.len(), "SESPARSE", "extent", "parent", 31).text();
         add(name, vmdk::sesparse(now.len(), &grains, order), Some(text), parent.clone(), &now, false);
     }
-    // A zero grain is an entry and nothing else: that it is gone leaves no trace, so that no such entry is believed.
+    // A zero grain is an entry and nothing else: what is left of them tells that others may be gone.
+    now.zero(5 * MIB..6 * MIB);
     now.zero(30 * MIB..31 * MIB);
     let grains = vmdk::difference(&disk, &now, 4096);
     let text = Descriptor::delta(now.len(), "SESPARSE", "extent", "parent", 31).text();
@@ -373,8 +374,8 @@ The damage: the first 512 bytes are zeros; the first 64 KiB are; the middle thir
 file are missing; one sector in a hundred, anywhere, can't be read; one 4 KiB block in twenty is overwritten with noise.
 Streams have a checksum in every grain, so that the noise may hit anything. In all other images it hits metadata only:
 that their data changed, no reader can see, nor in flat images anything at all, which are therefore not in the table.
-The zero grains of SESparse are an entry and nothing else: nobody can tell when such an entry becomes \"none\", so that
-what the parent shows below a SESparse table is never sound.
+The zero grains of SESparse are an entry and nothing else: where there are any, what the parent shows is not sound, since
+others may be gone. That all of them are gone at once, nobody can tell.
 Deltas and the extents of split disks are opened through their descriptor, which is whole, over a parent, which is whole.
 
 ";

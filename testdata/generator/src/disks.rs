@@ -3,8 +3,11 @@
 use crate::Device;
 use crate::json::Json;
 use crate::qcow2::{self, Compression, Options};
+use crate::vhd::{self, Vhd};
+use crate::vhdx::{self, Vhdx};
 use crate::vmdk::{self, Descriptor, Grain, Order};
 use crate::vmfs::pattern;
+use crate::{qcow1, vdi};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -38,6 +41,32 @@ fn qcow2s() -> Vec<(&'static str, Device, Options)> {
         ("clusters-2m", disk(100 * MIB, 8), Options { cluster_bits: 21, ..packed(Compression::Deflate) }),
         ("odd-length", disk(50 * MIB + 512 * 3, 9), packed(Compression::Deflate)),
         ("huge", disk(60 << 40, 10), plain()),
+    ]
+}
+
+/// Images of other formats: of `base`, and of `now` over it, with the raw disk of each.
+fn neighbours(base: &Device, now: &Device) -> Vec<(&'static str, &'static str, Vec<u8>, &'static str)> {
+    const ID: [u8; 16] = *b"the parent's id.";
+    let (vhd, vhdx) = (Vhd::default, Vhdx::default);
+    let below = vhd::Parent { disk: base, id: ID, name: ".\\base.vhd" };
+    let below_x = vhdx::Parent { disk: base, data_write: ID, name: ".\\base.vhdx" };
+    let ids = vdi::Ids { created: *b"created, as ever", modified: *b"modified at last" };
+    let own = vdi::Ids { created: [3; 16], modified: [4; 16] };
+    let empty = Device::new(base.len());
+    let packed = qcow1::Options { packed: true, ..qcow1::Options::default() };
+    let over = qcow1::Options { backing: Some("base.raw".into()), ..qcow1::Options::default() };
+    vec![
+        ("fixed.vhd", "vpc", vhd().fixed(now), "base-000002.raw"),
+        ("base.vhd", "vpc", Vhd { id: ID, ..vhd() }.dynamic(base), "base.raw"),
+        ("over.vhd", "vpc", vhd().differencing(now, below), "base-000002.raw"),
+        ("base.vhdx", "vhdx", Vhdx { data_write: ID, ..vhdx() }.write(base, None), "base.raw"),
+        ("over.vhdx", "vhdx", vhdx().write(now, Some(below_x)), "base-000002.raw"),
+        ("dirty.vhdx", "vhdx", Vhdx { dirty: true, ..vhdx() }.write(now, None), "base-000002.raw"),
+        ("base.vdi", "vdi", vdi::write(base, ids, None), "base.raw"),
+        ("over.vdi", "vdi", vdi::write(now, own, Some((base, ids))), "base-000002.raw"),
+        ("plain.qcow", "qcow", qcow1::write(base, &empty, &qcow1::Options::default()), "base.raw"),
+        ("packed.qcow", "qcow", qcow1::write(now, &empty, &packed), "base-000002.raw"),
+        ("over.qcow", "qcow", qcow1::write(now, base, &over), "base-000002.raw"),
     ]
 }
 
@@ -111,5 +140,10 @@ pub fn write(dir: &Path) -> io::Result<()> {
     let stream = vmdk::stream_optimized(&two, "generated-stream.vmdk", 0x8765_4321);
     fs::write(dir.join("stream.vmdk"), stream)?;
     list("stream.vmdk", "vmdk", "base-000002.raw", "streamOptimized, with a footer");
+
+    for (name, format, bytes, raw) in neighbours(&base, &two) {
+        fs::write(dir.join(name), bytes)?;
+        list(name, format, raw, "written by another product's format");
+    }
     fs::write(dir.join("disks.json"), Json::List(listed).to_string())
 }

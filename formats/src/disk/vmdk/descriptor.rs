@@ -12,6 +12,8 @@ use std::ops::Range;
 pub(super) const MAX_LEN: u64 = 4 << 20;
 /// The largest disk there is, 62 TB, has half as many parts of 2 GB.
 const MAX_EXTENTS: usize = 65_536;
+/// Keys of a descriptor. Real ones have less than a hundred; each new one is compared with all before it.
+const MAX_PAIRS: usize = 4096;
 /// Lines that are told of one by one.
 const MAX_FINDINGS: usize = 64;
 
@@ -139,6 +141,13 @@ impl Descriptor {
             }
             return;
         }
+        if self.pairs.len() >= MAX_PAIRS {
+            if self.findings.len() < MAX_FINDINGS {
+                let text = format!("more than {MAX_PAIRS} keys: {} is left out", key.escape_default());
+                self.findings.push(Finding::new("VMDK-DESCRIPTOR-KEYS", range, Trust::Inferred, text));
+            }
+            return;
+        }
         self.pairs.push((key, value.to_vec()));
     }
 
@@ -171,8 +180,11 @@ impl Descriptor {
         let filters = self.get("ddb.iofilters").unwrap_or_default();
         let by_host = filters.split(|byte| *byte == b',').any(|filter| filter.trim_ascii() == b"vmwarevmcrypt");
         let keys = ["encryptionkeys", "encryption.keysafe", "ddb.encryption.keysafe"];
-        let keys = keys.into_iter().find_map(|key| self.get(key)).map(unescape);
-        if !by_host && keys.is_none() {
+        // Whatever a version calls the list of its wrapped keys, it begins alike.
+        let list = || self.pairs.iter().map(|(_, value)| value).find(|value| value.starts_with(b"vmware:key/"));
+        let keys = keys.into_iter().find_map(|key| self.get(key)).or_else(|| list().map(Vec::as_slice)).map(unescape);
+        // VMware documents that the descriptor of an encrypted disk has the key's id.
+        if !by_host && keys.is_none() && self.get("keyid").is_none() {
             return None;
         }
         let keys = keys.unwrap_or_default();
@@ -413,6 +425,10 @@ mod tests {
         let key = Some(b"kms/4711".to_vec());
         let by = "vSphere VM encryption (vmwarevmcrypt)";
         assert_eq!(host, Some(Seal { by, cipher: "XTS-AES-256", slots: 1, key }));
+        // The id of its key is enough, and so is a list of keys by another name.
+        assert!(seal("keyID=kms/4711\n").is_some());
+        assert_eq!(seal("x.keys=\"vmware:key/list/(pair/(a,b))\"\n").map(|seal| seal.slots), Some(1));
+        assert_eq!(seal("x.keys=\"other:key\"\n"), None);
         let own = seal(
             "encryption.keySafe = \"vmware:key/list/(pair/(phrase/x/pass2key%3dPBKDF2%3acipher%3dAES%2d256,\
             HMAC),pair/(null/y,z))\"\n",

@@ -321,8 +321,6 @@ impl Dialect for SeSparse {
     const TABLE_ENTRY: u64 = 8;
     const CODES: Codes = Codes { range: "SESPARSE-GRAIN-RANGE", entry: "SESPARSE-ENTRY" };
     const UNNAMED: &'static str = "SESPARSE-UNNAMED";
-    // A zero grain is an entry and nothing else: where it becomes "none", nothing in the file tells.
-    const SILENT: Trust = Trust::Inferred;
 
     fn table(&self, page: &Page, at: u64) -> Result<Table, Loss> {
         page.le64(at).map(|entry| self.table_of(entry))
@@ -346,6 +344,11 @@ impl Dialect for SeSparse {
         if totals.tables < self.free_table {
             let (used, named) = (self.free_table, totals.tables);
             return Some(format!("{used} grain tables are in use, and the directory names {named}"));
+        }
+        if totals.zeros > 0 {
+            // Nothing in the file counts them. Where there are none at all, there is no sign that there ever were.
+            let zeros = totals.zeros;
+            return Some(format!("it has {zeros} zero grains, which are an entry and nothing else: more may be lost"));
         }
         let reach = totals.highest.saturating_sub(self.grains) >> GRAIN_BITS;
         let all = if totals.used == 0 { 0 } else { reach.saturating_add(1) };

@@ -86,8 +86,6 @@ pub(super) trait Dialect: fmt::Debug + Send + Sync {
     const CODES: Codes;
     /// The code of what the file holds and no table names.
     const UNNAMED: &'static str;
-    /// What an entry that says nothing is worth at best, where the parent's bytes show in its place.
-    const SILENT: Trust = Trust::Sound;
 
     /// Reads the directory entry at `at`.
     fn table(&self, page: &Page, at: u64) -> Result<Table, Loss>;
@@ -309,11 +307,7 @@ impl<D: Dialect> Sparse<D> {
         };
         let len = self.merged(&page, table, at, want, grain);
         match grain {
-            Grain::Parent => {
-                let run = self.below_parent(at, len, trust);
-                let is_shown = matches!(run.place, Place::Below { .. });
-                Run { trust: if is_shown { run.trust.max(D::SILENT) } else { run.trust }, ..run }
-            }
+            Grain::Parent => self.below_parent(at, len, trust),
             Grain::Zero => Run { len, place: Place::Zero, trust },
             Grain::Unmapped => {
                 // Without a parent both readings are zeros.

@@ -14,6 +14,8 @@ pub(super) struct Look {
     pub said: u64,
     /// Entries that name a grain.
     pub used: u64,
+    /// Entries that say that a grain is zeros.
+    pub zeros: u64,
     /// Entries that no writer makes, and those that name a grain that another one names too.
     pub odd: u64,
     /// The place of the last grain, 0 for none.
@@ -47,7 +49,8 @@ impl Look {
                     }
                 }
                 Grain::Broken => look.odd = look.odd.saturating_add(1),
-                Grain::Parent | Grain::Zero | Grain::Unmapped => {}
+                Grain::Zero | Grain::Unmapped => look.zeros = look.zeros.saturating_add(1),
+                Grain::Parent => {}
             }
         }
         let all = places.len();
@@ -58,18 +61,18 @@ impl Look {
     }
 
     pub(super) fn into_block(self) -> Block {
-        let mut bytes = vec![0; 32];
-        LittleEndian::write_u64_into(&[self.said, self.used, self.odd, self.highest], &mut bytes);
+        let mut bytes = vec![0; 40];
+        LittleEndian::write_u64_into(&[self.said, self.used, self.zeros, self.odd, self.highest], &mut bytes);
         Block { bytes, ..Block::default() }
     }
 
     pub(super) fn from_block(block: &Block) -> Self {
-        let mut fields = [0; 4];
-        if let Some(bytes) = block.bytes.get(..32) {
+        let mut fields = [0; 5];
+        if let Some(bytes) = block.bytes.get(..40) {
             LittleEndian::read_u64_into(bytes, &mut fields);
         }
-        let [said, used, odd, highest] = fields;
-        Self { said, used, odd, highest }
+        let [said, used, zeros, odd, highest] = fields;
+        Self { said, used, zeros, odd, highest }
     }
 }
 
@@ -82,6 +85,8 @@ pub(super) struct Totals {
     pub silent: u64,
     /// Grains that they name.
     pub used: u64,
+    /// Grains that they say are zeros.
+    pub zeros: u64,
     /// The place of the last grain.
     pub highest: u64,
 }
@@ -104,6 +109,7 @@ impl Totals {
             let look = extent.look(table);
             totals.silent = totals.silent.saturating_add(u64::from(look.said == 0));
             totals.used = totals.used.saturating_add(look.used);
+            totals.zeros = totals.zeros.saturating_add(look.zeros);
             totals.highest = totals.highest.max(look.highest);
         }
         Some(totals)
