@@ -3,9 +3,11 @@
 //! An output gets its name when it is whole: until then it is `NAME.vdrecover-part`, with a journal beside it
 //! from which an interrupted export goes on. What is lost is a hole in the output and a line in `NAME.map`.
 
+pub mod domain;
 mod evidence;
 pub mod folder;
 mod image;
+mod images;
 mod job;
 mod journal;
 mod losses;
@@ -20,6 +22,7 @@ mod tests;
 
 pub use evidence::Evidence;
 pub use image::{ImageKind, Packing};
+pub use images::Images;
 pub use job::digest;
 pub use refused::Refused;
 pub(crate) use steps::{PIECE, Step, Steps};
@@ -34,7 +37,9 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
-use vdrecover_formats::{Finding, Gap, Layer, Trust};
+use std::sync::Arc;
+use vdrecover_formats::adapt::{Blank, Concat};
+use vdrecover_formats::{Bytes, Finding, Gap, Layer, Trust};
 
 /// Where an output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,8 +129,8 @@ pub struct Exported {
     pub data_bytes: u64,
     /// SHA-256 of what was exported, zeros and gaps included, or why there is none.
     pub digest: Digest,
-    /// Length and SHA-256 of the output itself, where that is an image.
-    pub image: Option<(u64, Digest)>,
+    /// The files of an image: name, length, SHA-256. Empty where the output is what was exported, byte for byte.
+    pub files: Vec<Written>,
     /// What is lost, merged, ascending: the first million.
     pub gaps: Vec<Gap>,
     /// How many gaps there are.
@@ -142,11 +147,36 @@ pub struct Exported {
     pub findings: Vec<Finding>,
 }
 
+/// A file of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its length.
+    pub len: u64,
+    /// SHA-256 of it, or why there is none.
+    pub digest: Digest,
+}
+
 impl Exported {
     /// Whether all of it is there and nothing speaks against it: exit code 0, else 1.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.gap_count == 0 && self.trust == Trust::Sound && self.findings.is_empty()
+    }
+}
+
+/// Images have whole sectors: a disk that has not gets zeros behind it.
+#[must_use]
+pub fn whole_sectors(bytes: Bytes, kind: ImageKind) -> Bytes {
+    const SECTOR: u64 = 512;
+    let rest = bytes.len().next_multiple_of(SECTOR) - bytes.len();
+    if kind == ImageKind::Raw || rest == 0 {
+        return bytes;
+    }
+    match Concat::new(vec![Arc::clone(&bytes), Arc::new(Blank::zero(rest))]) {
+        Some(whole) => Arc::new(whole),
+        None => bytes,
     }
 }
 

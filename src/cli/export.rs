@@ -7,7 +7,8 @@ use crate::case::{Case, Hashes};
 use crate::digest::Digest;
 use crate::export::folder::{FolderOptions, Foldered, Tally, export_folder};
 use crate::export::{
-    Dest, Evidence, ExportOptions, Exported, Hashing, ImageKind, Packing, Refused, export, write_small,
+    Dest, Evidence, ExportOptions, Exported, Hashing, ImageKind, Images, Packing, Refused, Written, export,
+    whole_sectors, write_small,
 };
 use crate::locator::{self, Locator};
 use crate::progress::Progress;
@@ -21,9 +22,7 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use vdrecover_formats::adapt::{Blank, Concat};
-use vdrecover_formats::{Bytes, Finding, Kind, Tree, Trust};
+use vdrecover_formats::{Finding, Kind, Tree, Trust};
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
@@ -75,6 +74,12 @@ enum Format {
     Raw,
     /// QCOW2, for QEMU and KVM
     Qcow2,
+    /// VMDK as on a datastore, for ESXi: a descriptor, and NAME-flat.vmdk beside it
+    Vmdk,
+    /// VMDK in one file, for Workstation: monolithicSparse
+    VmdkSparse,
+    /// VMDK in one file, packed, for imports: streamOptimized
+    VmdkStream,
 }
 
 /// How clusters are packed.
@@ -104,8 +109,10 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     if found.entry.kind == Kind::Dir {
         let incomplete = doubts(&case, &found.path, out)?;
         let source = format!("{}::{}", locator.image.display(), printable(&found.path));
-        let options = FolderOptions { export: options, source, attributes: true };
-        let done = export_folder(&case, found.entry.id, &command.output, &evidence, &options, &progress)
+        let mut options = FolderOptions { export: options, source, attributes: true, ..FolderOptions::default() };
+        let images = command.shape.images(&case, &case, &found.path, &command.output, &mut options)?;
+        let tree: &dyn Tree = images.as_ref().map_or(&case, |images| images);
+        let done = export_folder(tree, found.entry.id, &command.output, &evidence, &options, &progress)
             .map_err(|error| advise(error, &command.output));
         progress.finish();
         let done = done?;
@@ -176,6 +183,10 @@ pub(super) fn keep_folder(case: &Case, global: &Global, top: &[u8], done: &Folde
     let text = std::fs::read_to_string(&done.manifest).with_context(|| done.manifest.display().to_string())?;
     let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let new = rows.filter_map(|row| {
+        // Of an image only its own hash is known by name.
+        if row.get("disk_sha256").is_some() {
+            return None;
+        }
         let path = match row["original_b64"].as_str() {
             Some(coded) => base64::engine::general_purpose::STANDARD.decode(coded).ok()?,
             None => row["path"].as_str()?.as_bytes().to_vec(),
@@ -205,6 +216,7 @@ impl Shape {
         let format = match (self.format, suffix.as_deref()) {
             (Some(format), _) => format,
             (None, Some("qcow2")) => Format::Qcow2,
+            (None, Some("vmdk")) => Format::Vmdk,
             (None, Some(suffix)) if UNWRITTEN.contains(&suffix) => bail!(
                 "this version does not write {suffix}; write qcow2 and let `qemu-img convert` make it, or name the \
                  file otherwise for raw bytes"
@@ -220,7 +232,33 @@ impl Shape {
             Format::Qcow2 => Ok(ImageKind::Qcow2(packing)),
             _ if self.compress != Compress::None => bail!("--compress is for qcow2"),
             Format::Raw => Ok(ImageKind::Raw),
+            Format::Vmdk => Ok(ImageKind::VmdkFlat),
+            Format::VmdkSparse => Ok(ImageKind::VmdkSparse),
+            Format::VmdkStream => Ok(ImageKind::VmdkStream),
         }
+    }
+}
+
+impl Shape {
+    /// `tree`, the folder `top` of which is written as `dest`, with disks as images where the user named a format.
+    pub(super) fn images<'a>(
+        self,
+        case: &Case,
+        tree: &'a dyn Tree,
+        top: &[u8],
+        dest: &Path,
+        options: &mut FolderOptions,
+    ) -> Result<Option<Images<'a>>> {
+        let kind = self.kind(None)?;
+        if self.format.is_none() {
+            return Ok(None);
+        }
+        let images = Images::new(case, tree, kind, top, dest);
+        options.export.kind = kind;
+        options.disks = images.disks();
+        // What was begun in another format starts anew.
+        options.export.identity = options.export.identity.take().map(|identity| format!("{identity}\n{kind:?}"));
+        Ok(Some(images))
     }
 }
 
@@ -231,30 +269,23 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Disk images have whole sectors: a file that has not gets zeros behind it.
-fn whole_sectors(bytes: Bytes, kind: ImageKind) -> Bytes {
-    const SECTOR: u64 = 512;
-    let rest = bytes.len().next_multiple_of(SECTOR) - bytes.len();
-    if kind == ImageKind::Raw || rest == 0 {
-        return bytes;
-    }
-    match Concat::new(vec![Arc::clone(&bytes), Arc::new(Blank::zero(rest))]) {
-        Some(whole) => Arc::new(whole),
-        None => bytes,
-    }
-}
-
-/// What `sha256sum -c` reads.
+/// What `sha256sum -c` reads: a line for each file.
 fn write_sums(out: &mut dyn Write, path: &Path, done: &Exported, content: &str) -> io::Result<()> {
-    let name = path.file_name().unwrap_or_default().as_bytes();
-    let own = done.image.as_ref().map(|(_, digest)| digest.hex().unwrap_or_default());
-    if own.is_some() {
+    if done.files.is_empty() {
+        return write_sum(out, path, content);
+    }
+    if done.files.iter().all(|file| file.digest != done.digest) {
         writeln!(out, "# the disk in it, as raw bytes: {content}")?;
     }
+    done.files.iter().try_for_each(|file| write_sum(out, &file.path, &file.digest.hex().unwrap_or_default()))
+}
+
+fn write_sum(out: &mut dyn Write, path: &Path, hash: &str) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().as_bytes();
     // Names with these are escaped, and the line says so.
     let escaped = name.iter().any(|byte| matches!(byte, b'\\' | b'\n' | b'\r'));
     out.write_all(if escaped { b"\\" } else { b"" })?;
-    write!(out, "{}  ", own.as_deref().unwrap_or(content))?;
+    write!(out, "{hash}  ")?;
     for byte in name {
         match byte {
             b'\\' => out.write_all(b"\\\\")?,
@@ -331,15 +362,17 @@ fn tell(done: &Exported, output: &Path, is_pipe: bool, out: &mut Out) -> Result<
             "path": shown, "length": done.len, "written": done.data_bytes, "sha256": done.digest.hex(),
             "sha256_reason": done.digest.reason(), "trust": done.trust.word(), "missing": done.lost_bytes,
             "gaps": done.gap_count, "map": done.map.as_ref().map(|map| map.display().to_string()),
-            "resumed_at": done.resumed_at, "image_length": done.image.as_ref().map(|(len, _)| len),
-            "image_sha256": done.image.as_ref().and_then(|(_, digest)| digest.hex()),
+            "resumed_at": done.resumed_at, "files": done.files.iter().map(file_json).collect::<Vec<_>>(),
         }),
     )?;
     let written = report::size(done.data_bytes);
     out.line(format_args!("{shown}: {}, {written} of it data, {}", report::size(done.len), done.trust.word()))?;
-    if let Some((len, digest)) = &done.image {
-        let sum = digest.hex().map_or_else(String::new, |hex| format!(", sha256 {hex}"));
-        out.line(format_args!("the image is {} long{sum}; of the disk in it:", report::size(*len)))?;
+    for file in &done.files {
+        let sum = file.digest.hex().map_or_else(String::new, |hex| format!(", sha256 {hex}"));
+        out.line(format_args!("{}: {} long{sum}", file.path.display(), report::size(file.len)))?;
+    }
+    if !done.files.is_empty() && done.digest.hex().is_some() {
+        out.line(format_args!("the disk in it, as raw bytes:"))?;
     }
     match &done.digest {
         Digest::Sha256(_) => out.line(format_args!("sha256 {}", done.digest))?,
@@ -354,6 +387,10 @@ fn tell(done: &Exported, output: &Path, is_pipe: bool, out: &mut Out) -> Result<
     }
     findings(&done.findings, done.trust, &shown, out)?;
     Ok(outcome)
+}
+
+fn file_json(file: &Written) -> Value {
+    json!({ "path": file.path.display().to_string(), "length": file.len, "sha256": file.digest.hex() })
 }
 
 /// Says how an export of a folder went.
