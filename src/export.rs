@@ -21,7 +21,7 @@ mod target;
 mod tests;
 
 pub use evidence::Evidence;
-pub use image::{ImageKind, Packing};
+pub use image::{Appliance, ImageKind, Packing};
 pub use images::Images;
 pub use job::digest;
 pub use refused::Refused;
@@ -101,6 +101,8 @@ pub struct ExportOptions {
     pub check_space: bool,
     /// What a file is written as. Devices and pipes get raw bytes.
     pub kind: ImageKind,
+    /// The machine, where that is an OVA; the layer then has its disks, as [`in_a_row`] puts them.
+    pub appliance: Option<Arc<Appliance>>,
     /// Bytes of data between two points from which an interrupted export goes on.
     pub checkpoint: u64,
 }
@@ -115,6 +117,7 @@ impl Default for ExportOptions {
             map: None,
             check_space: true,
             kind: ImageKind::Raw,
+            appliance: None,
             checkpoint: 256 << 20,
         }
     }
@@ -178,6 +181,20 @@ pub fn whole_sectors(bytes: Bytes, kind: ImageKind) -> Bytes {
         Some(whole) => Arc::new(whole),
         None => bytes,
     }
+}
+
+/// The disks of an OVA one behind the other, each filled up with zeros to where the next one may start. `None` if there
+/// are none, or too many bytes of them.
+#[must_use]
+pub fn in_a_row(disks: &[Bytes]) -> Option<Bytes> {
+    let unit = ImageKind::Ova.unit()?;
+    let parts = disks.iter().flat_map(|disk| {
+        let rest = disk.len().checked_next_multiple_of(unit).map_or(0, |end| end - disk.len());
+        [Arc::clone(disk), Arc::new(Blank::zero(rest)) as Bytes]
+    });
+    let parts: Vec<Bytes> = parts.filter(|part| !part.is_empty()).collect();
+    let row = Concat::new(parts).filter(|_| !disks.is_empty())?;
+    Some(Arc::new(row))
 }
 
 /// Writes all of `layer` to `dest`. A failure has a [`Refused`] at its root where a caller may want to know.

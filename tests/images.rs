@@ -323,3 +323,73 @@ fn windows_boots_from_sata_and_hostile_names_stay_text() {
         assert!(domain.contains(part), "{part}: {domain}");
     }
 }
+
+#[test]
+fn a_vm_becomes_an_ova() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("web01.ova");
+    let locator = format!("{}::vms/web01", demo().display());
+    expect(0, ["export", &locator, "-o", &text(&out)]);
+    sha256sum(folder.path(), "web01.ova.sha256");
+    let plain = folder.path().join("web.img");
+    expect(0, ["export", &format!("{locator}/web01.raw"), "-o", &text(&plain)]);
+    // Our own reader compares the members with the manifest.
+    expect(0, ["scan", &text(&out)]);
+    assert!(expect(0, ["cat", &format!("{}::disks/web01-disk1.raw", out.display())]) == fs::read(&plain).unwrap());
+    if tool("images", "tar", &["--version"]) {
+        let output = Command::new("tar").args(["-xf", "web01.ova"]).current_dir(folder.path()).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+        let listed = Command::new("tar").args(["-tf", "web01.ova"]).current_dir(folder.path()).output().unwrap();
+        assert_eq!(listed.stdout, b"web01.ovf\nweb01.mf\nweb01-disk1.vmdk\n");
+        check("vmdk", &folder.path().join("web01-disk1.vmdk"), &plain);
+        well_formed(&folder.path().join("web01.ovf"));
+        let ovf = fs::read_to_string(folder.path().join("web01.ovf")).unwrap();
+        let size = fs::metadata(folder.path().join("web01-disk1.vmdk")).unwrap().len();
+        for part in [
+            &format!("ovf:size=\"{size}\""),
+            "ovf:capacity=\"134217728\"",
+            "<rasd:VirtualQuantity>2048</rasd:VirtualQuantity>",
+            "<rasd:ResourceSubType>VirtualSCSI</rasd:ResourceSubType>",
+            "<rasd:ResourceSubType>VmxNet3</rasd:ResourceSubType>",
+        ] {
+            assert!(ovf.contains(part), "{part}: {ovf}");
+        }
+        let manifest = fs::read_to_string(folder.path().join("web01.mf")).unwrap();
+        for line in manifest.lines() {
+            let (name, hash) = line.strip_prefix("SHA256(").unwrap().split_once(")= ").unwrap();
+            fs::write(folder.path().join("line"), format!("{hash}  {name}\n")).unwrap();
+            sha256sum(folder.path(), "line");
+        }
+    }
+}
+
+#[test]
+fn an_ova_of_several_disks_and_of_a_lone_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    // The second disk is empty at its start, and neither ends with a grain.
+    machine(&store, "vm", "two", "debian12-64", &disk(12 * MIB + 512));
+    let home = store.join("vm");
+    let mut second = Device::new(9 * MIB + 1024);
+    second.write(7 * MIB, &pattern(100_000, 7));
+    second.save(&home.join("more-flat.vmdk")).unwrap();
+    let descriptor = vmdk::Descriptor::flat(second.len(), "more-flat.vmdk", true, 302).written(0x5566_7788);
+    fs::write(home.join("gone.vmdk"), descriptor.text()).unwrap();
+    let out = folder.path().join("two.ova");
+    expect(0, ["export", &format!("{}::vms/two", store.display()), "-o", &text(&out)]);
+    let cat = |ova: &Path, disk: &str| expect(0, ["cat", &format!("{}::disks/{disk}.raw", ova.display())]);
+    expect(0, ["scan", &text(&out)]);
+    assert!(cat(&out, "two-disk1") == fs::read(home.join("vm-flat.vmdk")).unwrap());
+    assert!(cat(&out, "two-disk2") == fs::read(home.join("more-flat.vmdk")).unwrap());
+    // A disk alone.
+    let out = folder.path().join("lone disk.ova");
+    expect(0, ["export", &text(&home.join("vm.vmdk")), "-o", &text(&out)]);
+    assert!(cat(&out, "lone_disk-disk1") == fs::read(home.join("vm-flat.vmdk")).unwrap());
+    // With one of two it is not whole.
+    fs::remove_file(home.join("more-flat.vmdk")).unwrap();
+    fs::remove_file(home.join("gone.vmdk")).unwrap();
+    let args = ["export", &format!("{}::vms/two", store.display()), "-o", &text(&folder.path().join("half.ova"))];
+    expect(1, args);
+    let output = vdrecover(["recover", &text(&store), "--format", "ova", "-o", &text(&folder.path().join("all"))]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("an OVA has one VM"));
+}

@@ -3,12 +3,12 @@
 use super::cat::is_descriptor;
 use super::out::Out;
 use super::{Global, Outcome, size};
-use crate::case::{Case, Hashes};
+use crate::case::{Case, Hashes, Machine};
 use crate::digest::Digest;
 use crate::export::folder::{FolderOptions, Foldered, Tally, export_folder};
 use crate::export::{
-    Dest, Evidence, ExportOptions, Exported, Hashing, ImageKind, Images, Packing, Refused, Written, export,
-    whole_sectors, write_small,
+    Appliance, Dest, Evidence, ExportOptions, Exported, Hashing, ImageKind, Images, Packing, Refused, Written, export,
+    in_a_row, whole_sectors, write_small,
 };
 use crate::locator::{self, Locator};
 use crate::progress::Progress;
@@ -22,7 +22,9 @@ use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use vdrecover_formats::{Finding, Kind, Tree, Trust};
+use std::sync::Arc;
+use vdrecover_formats::vm::Hardware;
+use vdrecover_formats::{Bytes, Finding, Kind, Tree, Trust};
 
 /// Arguments of `export`.
 #[derive(Debug, Args)]
@@ -80,6 +82,8 @@ enum Format {
     VmdkSparse,
     /// VMDK in one file, packed, for imports: streamOptimized
     VmdkStream,
+    /// OVA: a VM, or a disk, in one file to be imported
+    Ova,
 }
 
 /// How clusters are packed.
@@ -106,7 +110,12 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let evidence = evidence(&case, std::slice::from_ref(&locator.image), global)?;
     let progress = stoppable(global)?;
     let options = command.writing.options(&case, &printable(&found.path), global);
-    if found.entry.kind == Kind::Dir {
+    let is_disk = case.target(found.entry.id).is_some();
+    let machine = machine(&case, &found.path);
+    let archive =
+        machine.is_some() && command.output.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("ova"));
+    let kind = command.shape.kind((is_disk || archive).then_some(command.output.as_path()))?;
+    if found.entry.kind == Kind::Dir && !(kind == ImageKind::Ova && machine.is_some()) {
         let incomplete = doubts(&case, &found.path, out)?;
         let source = format!("{}::{}", locator.image.display(), printable(&found.path));
         let mut options = FolderOptions { export: options, source, attributes: true, ..FolderOptions::default() };
@@ -119,30 +128,52 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         let kept = keep_folder(&case, global, &found.path, &done, out)?;
         return Ok(tell_folder(&done, &command.output, out)?.max(incomplete).max(kept));
     }
-    let incomplete = Outcome::doubt_if(!case.failed.is_empty());
-    let is_disk = case.target(found.entry.id).is_some();
-    let kind = command.shape.kind(is_disk.then_some(command.output.as_path()))?;
-    let options = ExportOptions { kind, ..options };
-    let bytes = case.open(found.entry.id).with_context(|| printable(&found.path))?;
+    let mut incomplete = Outcome::doubt_if(!case.failed.is_empty());
+    let mut options = ExportOptions { kind, ..options };
+    let bytes = match machine.filter(|_| kind == ImageKind::Ova) {
+        Some(machine) => {
+            let (appliance, disks) = appliance(&case, machine, &found.path)?;
+            let absent = disks.len() < machine.disks.len();
+            incomplete = incomplete.max(Outcome::doubt_if(absent)).max(doubts(&case, &found.path, out)?);
+            options.appliance = Some(Arc::new(appliance));
+            in_a_row(&disks).context("it has no disks that are there")?
+        }
+        None => {
+            let bytes = case.open(found.entry.id).with_context(|| printable(&found.path))?;
+            let disk = whole_sectors(bytes, kind);
+            if kind == ImageKind::Ova {
+                options.appliance = Some(Arc::new(lone(&disk, &command.output)));
+                in_a_row(&[disk]).context("it is empty")?
+            } else {
+                disk
+            }
+        }
+    };
     let dest = Dest::of(&command.output);
-    let sums = (is_disk && matches!(dest, Dest::File(_))).then(|| beside(&command.output, ".sha256"));
+    let has_sums = (is_disk || archive) && matches!(dest, Dest::File(_));
+    let sums = has_sums.then(|| beside(&command.output, ".sha256"));
     if let Some(sums) = sums.as_ref().filter(|sums| sums.exists() && !command.writing.force) {
         return Err(Refused::Exists(sums.clone()).into());
     }
-    let bytes = whole_sectors(bytes, kind);
     let done = export(&*bytes, &dest, &evidence, &options, &progress);
     progress.finish();
-    let done = match done {
+    let mut done = match done {
         // Whoever reads the pipe wants no more.
         Err(error) if matches!(error.downcast_ref(), Some(Refused::Closed)) => return Ok(incomplete),
         done => done.map_err(|error| advise(error, &command.output))?,
     };
-    let mut outcome = tell(&done, &command.output, matches!(dest, Dest::Pipe(_)), out)?;
-    if let (Some(sums), Some(hash)) = (&sums, done.digest.hex()) {
-        let force = command.writing.force;
-        write_small(sums, &evidence, force, &mut |out| write_sums(out, &command.output, &done, &hash))?;
+    if options.appliance.is_some_and(|appliance| appliance.disks[..] != [done.len]) {
+        done.digest = Digest::Absent("several disks, or one that was filled up, are in it".into());
     }
-    if let Some(hash) = done.digest.hex() {
+    let mut outcome = tell(&done, &command.output, matches!(dest, Dest::Pipe(_)), out)?;
+    let own = done.files.first().map_or(&done.digest, |file| &file.digest);
+    if let Some(sums) = sums.filter(|_| own.hex().is_some()) {
+        let force = command.writing.force;
+        write_small(&sums, &evidence, force, &mut |out| write_sums(out, &command.output, &done))?;
+    }
+    // Of what was filled up to whole sectors, the hash is not that of the file.
+    let same = case.node(found.entry.id).is_ok_and(|node| node.len == done.len);
+    if let Some(hash) = done.digest.hex().filter(|_| same) {
         outcome = outcome.max(keep(&case, global, [(found.path.clone(), hash)], out)?);
     }
     if is_descriptor(&found.entry.name, bytes.len()) {
@@ -217,6 +248,7 @@ impl Shape {
             (Some(format), _) => format,
             (None, Some("qcow2")) => Format::Qcow2,
             (None, Some("vmdk")) => Format::Vmdk,
+            (None, Some("ova")) => Format::Ova,
             (None, Some(suffix)) if UNWRITTEN.contains(&suffix) => bail!(
                 "this version does not write {suffix}; write qcow2 and let `qemu-img convert` make it, or name the \
                  file otherwise for raw bytes"
@@ -235,8 +267,41 @@ impl Shape {
             Format::Vmdk => Ok(ImageKind::VmdkFlat),
             Format::VmdkSparse => Ok(ImageKind::VmdkSparse),
             Format::VmdkStream => Ok(ImageKind::VmdkStream),
+            Format::Ova => Ok(ImageKind::Ova),
         }
     }
+}
+
+/// The machine whose folder `path` is.
+fn machine<'a>(case: &'a Case, path: &[u8]) -> Option<&'a Machine> {
+    let name = path.strip_prefix(b"vms/")?;
+    let name = name.strip_suffix(b"/").unwrap_or(name);
+    case.machines.iter().find(|machine| machine.name == name)
+}
+
+/// A machine as what goes into an OVA, with those of its disks that are there.
+fn appliance(case: &Case, machine: &Machine, path: &[u8]) -> Result<(Appliance, Vec<Bytes>)> {
+    let mut disks = Vec::new();
+    for disk in &machine.disks {
+        if let Some(entry) = case.find(&[path, b"/", &disk.name[..], b".raw"].concat())? {
+            disks.push(whole_sectors(case.open(entry.id)?, ImageKind::Ova));
+        }
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let appliance = Appliance {
+        name: text(&machine.name),
+        guest: machine.guest.as_deref().map(text).unwrap_or_default(),
+        hardware: machine.hardware.clone(),
+        disks: disks.iter().map(|disk| disk.len()).collect(),
+    };
+    Ok((appliance, disks))
+}
+
+/// A machine that is made up for a disk without one.
+fn lone(disk: &Bytes, output: &Path) -> Appliance {
+    let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let hardware = Hardware { cpus: 1, cores: 1, ..Hardware::default() };
+    Appliance { name, guest: String::new(), hardware, disks: vec![disk.len()] }
 }
 
 impl Shape {
@@ -250,6 +315,9 @@ impl Shape {
         options: &mut FolderOptions,
     ) -> Result<Option<Images<'a>>> {
         let kind = self.kind(None)?;
+        if kind == ImageKind::Ova {
+            bail!("an OVA has one VM: `export IMAGE::vms/NAME -o NAME.ova`");
+        }
         if self.format.is_none() {
             return Ok(None);
         }
@@ -270,11 +338,11 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 }
 
 /// What `sha256sum -c` reads: a line for each file.
-fn write_sums(out: &mut dyn Write, path: &Path, done: &Exported, content: &str) -> io::Result<()> {
+fn write_sums(out: &mut dyn Write, path: &Path, done: &Exported) -> io::Result<()> {
     if done.files.is_empty() {
-        return write_sum(out, path, content);
+        return write_sum(out, path, &done.digest.hex().unwrap_or_default());
     }
-    if done.files.iter().all(|file| file.digest != done.digest) {
+    if let Some(content) = done.digest.hex().filter(|_| done.files.iter().all(|file| file.digest != done.digest)) {
         writeln!(out, "# the disk in it, as raw bytes: {content}")?;
     }
     done.files.iter().try_for_each(|file| write_sum(out, &file.path, &file.digest.hex().unwrap_or_default()))

@@ -82,7 +82,7 @@ impl Domain<'_> {
     /// The whole file.
     #[must_use]
     pub fn xml(&self) -> String {
-        let Hardware { memory, cpus, cores, efi, secure_boot, tpm, uuid, adapters } = self.hardware;
+        let Hardware { memory, cpus, cores, efi, secure_boot, tpm, uuid, adapters, controller: _ } = self.hardware;
         let drivers = Drivers::of(self.guest);
         let windows = self.guest.to_ascii_lowercase().starts_with("win");
         let mut out = String::from("<?xml version='1.0' encoding='UTF-8'?>\n");
@@ -220,7 +220,8 @@ mod tests {
 
     #[test]
     fn guests_get_what_they_have_drivers_for() {
-        let adapters = vec![Adapter { mac: Some([0, 0x50, 0x56, 1, 2, 3]), network: Some(b"Prod <1>".to_vec()) }];
+        let adapters =
+            vec![Adapter { mac: Some([0, 0x50, 0x56, 1, 2, 3]), model: None, network: Some(b"Prod <1>".to_vec()) }];
         let hardware =
             Hardware { cpus: 4, cores: 2, efi: true, adapters, uuid: Some([0x42; 16]), ..Hardware::default() };
         let linux = xml("ubuntu-64", &hardware);

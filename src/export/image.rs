@@ -2,20 +2,25 @@
 //!
 //! Zeros, holes and what is lost take no room in them: readers see zeros there, and the mapfile says which were lost.
 
+mod ova;
+mod ovf;
 mod pack;
 mod qcow2;
 mod vmdk;
 
+pub use ovf::Appliance;
 pub(crate) use pack::Packer;
 pub(crate) use vmdk::{Descriptor, flat_name, plain_name};
 
+use ova::Ova;
 use pack::Method;
 use qcow2::Qcow2;
 use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
-use vmdk::{Sparse, Stream};
+use std::sync::Arc;
+use vmdk::{GRAIN, Sparse, Stream};
 
 /// What a disk is written as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,6 +36,8 @@ pub enum ImageKind {
     VmdkSparse,
     /// A VMDK in one file, packed, to be imported: `streamOptimized`.
     VmdkStream,
+    /// An archive of a description and such streams.
+    Ova,
 }
 
 /// How the clusters of a QCOW2 are packed.
@@ -73,6 +80,7 @@ impl ImageKind {
             Self::Raw => "raw",
             Self::Qcow2(_) => "qcow2",
             Self::VmdkFlat | Self::VmdkSparse | Self::VmdkStream => "vmdk",
+            Self::Ova => "ova",
         }
     }
 
@@ -81,14 +89,14 @@ impl ImageKind {
         match self {
             Self::Raw | Self::VmdkFlat => None,
             Self::Qcow2(_) => Some(qcow2::CLUSTER),
-            Self::VmdkSparse | Self::VmdkStream => Some(vmdk::GRAIN),
+            Self::VmdkSparse | Self::VmdkStream | Self::Ova => Some(GRAIN),
         }
     }
 
     pub(crate) fn packer(self) -> Packer {
         Packer::new(match self {
             Self::Raw | Self::VmdkFlat | Self::VmdkSparse | Self::Qcow2(Packing::Plain) => Method::Plain,
-            Self::VmdkStream => Method::Zlib,
+            Self::VmdkStream | Self::Ova => Method::Zlib,
             Self::Qcow2(Packing::Deflate) => Method::ShortDeflate,
             Self::Qcow2(Packing::Zstd) => Method::Zstd,
         })
@@ -109,9 +117,12 @@ impl ImageKind {
         self,
         len: u64,
         name: &OsStr,
+        appliance: Option<&Arc<Appliance>>,
         file: &File,
         reached: Option<Reached<'_>>,
     ) -> Option<Box<dyn Encoder>> {
+        // No format counts less than sectors; the last unit is filled up with zeros anyway.
+        let len = len.checked_next_multiple_of(512)?;
         // Readers of a file with grains don't look for this name.
         let name: String =
             name.to_string_lossy().chars().map(|c| if c == '"' || c.is_control() { '_' } else { c }).collect();
@@ -131,6 +142,8 @@ impl ImageKind {
                 let [end] = *reached.marks else { return None };
                 Box::new(Stream::resume(len, &name, file, 0, end)?)
             }
+            (Self::Ova, None) => Box::new(Ova::new(Arc::clone(appliance?))?),
+            (Self::Ova, Some(reached)) => Box::new(Ova::resume(Arc::clone(appliance?), file, reached.marks)?),
         })
     }
 }

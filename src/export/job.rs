@@ -71,6 +71,7 @@ pub(crate) fn to_slot(
     // What was written as another kind does not go on.
     let identity = options.identity.as_ref().map(|identity| match kind {
         ImageKind::Raw => identity.clone(),
+        ImageKind::Ova => format!("{identity}\n{:?}", options.appliance),
         kind => format!("{identity}\n{kind:?}"),
     });
     let old = identity.as_ref().and_then(|identity| Journal::resume(slot, identity, len));
@@ -81,7 +82,8 @@ pub(crate) fn to_slot(
         kind => {
             let hashed = point.hash.is_some() || !hashes(options.hash, len);
             let reached = Reached { marks: &point.marks, done: point.done };
-            encoder = kind.encoder(len, slot.name(), &part, Some(reached)).filter(|_| hashed);
+            encoder =
+                kind.encoder(len, slot.name(), options.appliance.as_ref(), &part, Some(reached)).filter(|_| hashed);
             encoder.is_some()
         }
     });
@@ -123,7 +125,7 @@ pub(crate) fn to_slot(
     };
     sized.map_err(|error| abandon(classify(error, slot.shown(), len, need)))?;
     if fresh {
-        encoder = kind.encoder(len, slot.name(), &part, None);
+        encoder = kind.encoder(len, slot.name(), options.appliance.as_ref(), &part, None);
     }
     let resumed_at = point.done;
     let mut target = match (kind.unit(), encoder) {

@@ -291,13 +291,22 @@ fn a_stopped_export_goes_on() {
 }
 
 /// Every kind of image.
-const IMAGES: [ImageKind; 5] = [
+const IMAGES: [ImageKind; 6] = [
     ImageKind::Qcow2(Packing::Plain),
     ImageKind::Qcow2(Packing::Deflate),
     ImageKind::Qcow2(Packing::Zstd),
     ImageKind::VmdkSparse,
     ImageKind::VmdkStream,
+    ImageKind::Ova,
 ];
+
+/// The mixed layer as two disks.
+fn appliance() -> Option<Arc<Appliance>> {
+    let first = 9 << 20;
+    let disks = vec![first, mixed().len().next_multiple_of(512) - first];
+    let hardware = vdrecover_formats::vm::Hardware::default();
+    Some(Arc::new(Appliance { name: "x".into(), guest: String::new(), hardware, disks }))
+}
 
 #[test]
 fn a_stopped_image_goes_on_to_the_same_bytes() {
@@ -310,6 +319,7 @@ fn a_stopped_image_goes_on_to_the_same_bytes() {
             identity: Some("disk".into()),
             checkpoint: 1 << 20,
             kind,
+            appliance: appliance(),
             ..ExportOptions::default()
         };
         let mut stops = 0;
@@ -330,7 +340,12 @@ fn a_stopped_image_goes_on_to_the_same_bytes() {
         let layer = Hooked { base: Arc::clone(&want), count: AtomicUsize::new(0), hook: |_| () };
         // Its name is in some.
         let other = tempfile::tempdir().unwrap();
-        let whole = to(&other.path().join("x"), &layer, &ExportOptions { kind, ..ExportOptions::default() }).unwrap();
+        let whole = to(
+            &other.path().join("x"),
+            &layer,
+            &ExportOptions { kind, appliance: appliance(), ..ExportOptions::default() },
+        )
+        .unwrap();
         assert!(fs::read(&path).unwrap() == fs::read(other.path().join("x")).unwrap(), "{kind:?}");
         assert_eq!((exported.digest, &exported.files[0].digest), (whole.digest, &whole.files[0].digest));
         assert_eq!((exported.gaps, exported.data_bytes), (whole.gaps, whole.data_bytes));
@@ -353,8 +368,14 @@ fn a_killed_image_goes_on_to_the_same_bytes() {
             }
         };
         let layer = Hooked { base: mixed(), count: AtomicUsize::new(0), hook };
-        let options =
-            ExportOptions { identity: Some("d".into()), checkpoint: 1, threads: 2, kind, ..ExportOptions::default() };
+        let options = ExportOptions {
+            identity: Some("d".into()),
+            checkpoint: 1,
+            threads: 2,
+            kind,
+            appliance: appliance(),
+            ..ExportOptions::default()
+        };
         to(&dir.path().join("x"), &layer, &options).unwrap();
         let exported = to(&after.path().join("x"), &*mixed(), &options).unwrap();
         assert!(exported.resumed_at > 0, "{kind:?}");

@@ -39,6 +39,8 @@ pub struct Hardware {
     pub tpm: bool,
     /// `uuid.bios`.
     pub uuid: Option<[u8; 16]>,
+    /// `scsi0.virtualDev`: the controller that its drivers know.
+    pub controller: Option<Vec<u8>>,
     /// Its network adapters, by number.
     pub adapters: Vec<Adapter>,
 }
@@ -48,6 +50,8 @@ pub struct Hardware {
 pub struct Adapter {
     /// `address` where its owner chose one, else `generatedAddress`.
     pub mac: Option<[u8; 6]>,
+    /// `virtualDev`.
+    pub model: Option<Vec<u8>>,
     /// `networkName`: the port group.
     pub network: Option<Vec<u8>>,
 }
@@ -83,6 +87,7 @@ impl Hardware {
             secure_boot: text.is_true("uefi.secureboot.enabled"),
             tpm: text.is_true("vtpm.present"),
             uuid: text.get("uuid.bios").and_then(hex),
+            controller: text.get("scsi0.virtualdev").map(<[u8]>::to_vec),
             adapters: (0..MAX_ADAPTERS).filter_map(|n| adapter(text, n)).collect(),
         }
     }
@@ -92,6 +97,7 @@ fn adapter(text: &Dictionary, n: u32) -> Option<Adapter> {
     let get = |key: &str| text.get(&format!("ethernet{n}.{key}")).filter(|value| !value.is_empty());
     text.is_true(&format!("ethernet{n}.present")).then(|| Adapter {
         mac: get("address").or_else(|| get("generatedaddress")).and_then(hex),
+        model: get("virtualdev").map(<[u8]>::to_vec),
         network: get("networkname").map(<[u8]>::to_vec),
     })
 }
@@ -156,7 +162,7 @@ mod tests {
         assert_eq!(found.uuid.map(|uuid| (uuid[0], uuid[15])), Some((0x42, 0x01)));
         assert_eq!(found.adapters.len(), 2);
         assert_eq!(found.adapters[0].mac, Some([0, 0x50, 0x56, 0xA1, 0xB2, 1]));
-        assert_eq!(found.adapters[1], Adapter { mac: None, network: None });
+        assert_eq!(found.adapters[1], Adapter { mac: None, model: None, network: None });
         let none = Hardware::of(&Dictionary::parse(b"memsize = \"-1\"\nnumvcpus = \"0\"\nuuid.bios = \"42 zz\""));
         assert_eq!(none, Hardware { cpus: 1, cores: 1, ..Hardware::default() });
     }
