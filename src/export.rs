@@ -3,9 +3,11 @@
 //! An output gets its name when it is whole: until then it is `NAME.vdrecover-part`, with a journal beside it
 //! from which an interrupted export goes on. What is lost is a hole in the output and a line in `NAME.map`.
 
+pub mod domain;
 mod evidence;
 pub mod folder;
 mod image;
+mod images;
 mod job;
 mod journal;
 mod losses;
@@ -19,7 +21,8 @@ mod target;
 mod tests;
 
 pub use evidence::Evidence;
-pub use image::{ImageKind, Packing};
+pub use image::{Appliance, ImageKind, Packing};
+pub use images::Images;
 pub use job::digest;
 pub use refused::Refused;
 pub(crate) use steps::{PIECE, Step, Steps};
@@ -34,7 +37,9 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
-use vdrecover_formats::{Finding, Gap, Layer, Trust};
+use std::sync::Arc;
+use vdrecover_formats::adapt::{Blank, Concat};
+use vdrecover_formats::{Bytes, Finding, Gap, Layer, Trust};
 
 /// Where an output goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +101,8 @@ pub struct ExportOptions {
     pub check_space: bool,
     /// What a file is written as. Devices and pipes get raw bytes.
     pub kind: ImageKind,
+    /// The machine, where that is an OVA; the layer then has its disks, as [`in_a_row`] puts them.
+    pub appliance: Option<Arc<Appliance>>,
     /// Bytes of data between two points from which an interrupted export goes on.
     pub checkpoint: u64,
 }
@@ -110,6 +117,7 @@ impl Default for ExportOptions {
             map: None,
             check_space: true,
             kind: ImageKind::Raw,
+            appliance: None,
             checkpoint: 256 << 20,
         }
     }
@@ -124,8 +132,8 @@ pub struct Exported {
     pub data_bytes: u64,
     /// SHA-256 of what was exported, zeros and gaps included, or why there is none.
     pub digest: Digest,
-    /// Length and SHA-256 of the output itself, where that is an image.
-    pub image: Option<(u64, Digest)>,
+    /// The files of an image: name, length, SHA-256. Empty where the output is what was exported, byte for byte.
+    pub files: Vec<Written>,
     /// What is lost, merged, ascending: the first million.
     pub gaps: Vec<Gap>,
     /// How many gaps there are.
@@ -142,12 +150,51 @@ pub struct Exported {
     pub findings: Vec<Finding>,
 }
 
+/// A file of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its length.
+    pub len: u64,
+    /// SHA-256 of it, or why there is none.
+    pub digest: Digest,
+}
+
 impl Exported {
     /// Whether all of it is there and nothing speaks against it: exit code 0, else 1.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.gap_count == 0 && self.trust == Trust::Sound && self.findings.is_empty()
     }
+}
+
+/// Images have whole sectors: a disk that has not gets zeros behind it.
+#[must_use]
+pub fn whole_sectors(bytes: Bytes, kind: ImageKind) -> Bytes {
+    const SECTOR: u64 = 512;
+    let rest = bytes.len().next_multiple_of(SECTOR) - bytes.len();
+    if kind == ImageKind::Raw || rest == 0 {
+        return bytes;
+    }
+    match Concat::new(vec![Arc::clone(&bytes), Arc::new(Blank::zero(rest))]) {
+        Some(whole) => Arc::new(whole),
+        None => bytes,
+    }
+}
+
+/// The disks of an OVA one behind the other, each filled up with zeros to where the next one may start. `None` if there
+/// are none, or too many bytes of them.
+#[must_use]
+pub fn in_a_row(disks: &[Bytes]) -> Option<Bytes> {
+    let unit = ImageKind::Ova.unit()?;
+    let parts = disks.iter().flat_map(|disk| {
+        let rest = disk.len().checked_next_multiple_of(unit).map_or(0, |end| end - disk.len());
+        [Arc::clone(disk), Arc::new(Blank::zero(rest)) as Bytes]
+    });
+    let parts: Vec<Bytes> = parts.filter(|part| !part.is_empty()).collect();
+    let row = Concat::new(parts).filter(|_| !disks.is_empty())?;
+    Some(Arc::new(row))
 }
 
 /// Writes all of `layer` to `dest`. A failure has a [`Refused`] at its root where a caller may want to know.

@@ -6,4 +6,4 @@ mod vmx;
 
 pub use dictionary::{Dictionary, MAX_TEXT};
 pub use vmsd::{Snapshot, snapshots};
-pub use vmx::{Machine, Slot};
+pub use vmx::{Adapter, Hardware, Machine, Slot};

@@ -14,6 +14,8 @@ pub struct Machine {
     pub name: Vec<u8>,
     /// Guest operating system, as its configuration names it.
     pub guest: Option<Vec<u8>>,
+    /// Memory, processors and adapters, as its configuration says.
+    pub hardware: vm::Hardware,
     /// The store that holds its configuration.
     pub store: usize,
     /// Path of its configuration in the store.
@@ -185,6 +187,7 @@ fn machine(case: &Case, store: usize, config: &StoreFile, text: &Dictionary, not
     Machine {
         name: names::safe(&stated.name.unwrap_or_else(|| stem.to_vec())),
         guest: stated.guest,
+        hardware: vm::Hardware::of(text),
         store,
         config: config.path.clone(),
         files: own_files(case, store, folder),

@@ -3,11 +3,12 @@
 use super::cat::is_descriptor;
 use super::out::Out;
 use super::{Global, Outcome, size};
-use crate::case::{Case, Hashes};
+use crate::case::{Case, Hashes, Machine};
 use crate::digest::Digest;
 use crate::export::folder::{FolderOptions, Foldered, Tally, export_folder};
 use crate::export::{
-    Dest, Evidence, ExportOptions, Exported, Hashing, ImageKind, Packing, Refused, export, write_small,
+    Appliance, Dest, Evidence, ExportOptions, Exported, Hashing, ImageKind, Images, Packing, Refused, Written, export,
+    in_a_row, whole_sectors, write_small,
 };
 use crate::locator::{self, Locator};
 use crate::progress::Progress;
@@ -22,7 +23,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use vdrecover_formats::adapt::{Blank, Concat};
+use vdrecover_formats::vm::Hardware;
 use vdrecover_formats::{Bytes, Finding, Kind, Tree, Trust};
 
 /// Arguments of `export`.
@@ -75,6 +76,14 @@ enum Format {
     Raw,
     /// QCOW2, for QEMU and KVM
     Qcow2,
+    /// VMDK as on a datastore, for ESXi: a descriptor, and NAME-flat.vmdk beside it
+    Vmdk,
+    /// VMDK in one file, for Workstation: monolithicSparse
+    VmdkSparse,
+    /// VMDK in one file, packed, for imports: streamOptimized
+    VmdkStream,
+    /// OVA: a VM, or a disk, in one file to be imported
+    Ova,
 }
 
 /// How clusters are packed.
@@ -102,11 +111,18 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let evidence = evidence(&case, std::slice::from_ref(&locator.image), global)?;
     let progress = stoppable(global)?;
     let options = command.writing.options(&case, &printable(&found.path), global);
-    if found.entry.kind == Kind::Dir {
+    let is_disk = case.target(found.entry.id).is_some();
+    let machine = machine(&case, &found.path);
+    let archive =
+        machine.is_some() && command.output.extension().is_some_and(|suffix| suffix.eq_ignore_ascii_case("ova"));
+    let kind = command.shape.kind((is_disk || archive).then_some(command.output.as_path()))?;
+    if found.entry.kind == Kind::Dir && !(kind == ImageKind::Ova && machine.is_some()) {
         let incomplete = doubts(&case, &found.path, out)?;
         let source = format!("{}::{}", locator.image.display(), printable(&found.path));
-        let options = FolderOptions { export: options, source, attributes: true };
-        let done = export_folder(&case, found.entry.id, &command.output, &evidence, &options, &progress)
+        let mut options = FolderOptions { export: options, source, attributes: true, ..FolderOptions::default() };
+        let images = command.shape.images(&case, &case, &found.path, &command.output, &mut options)?;
+        let tree: &dyn Tree = images.as_ref().map_or(&case, |images| images);
+        let done = export_folder(tree, found.entry.id, &command.output, &evidence, &options, &progress)
             .map_err(|error| advise(error, &command.output));
         progress.finish();
         let done = done?;
@@ -114,24 +130,43 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
         let asked = if found.path.starts_with(b"found") { Asked::Finds } else { Asked::All };
         return Ok(tell_folder(&done, &command.output, asked, out)?.max(incomplete).max(kept));
     }
-    let incomplete = Outcome::doubt_if(!case.failed.is_empty());
-    let is_disk = case.target(found.entry.id).is_some();
-    let kind = command.shape.kind(is_disk.then_some(command.output.as_path()))?;
-    let options = ExportOptions { kind, ..options };
-    let bytes = case.open(found.entry.id).with_context(|| printable(&found.path))?;
+    let mut incomplete = Outcome::doubt_if(!case.failed.is_empty());
+    let mut options = ExportOptions { kind, ..options };
+    let bytes = match machine.filter(|_| kind == ImageKind::Ova) {
+        Some(machine) => {
+            let (appliance, disks) = appliance(&case, machine, &found.path)?;
+            let absent = disks.len() < machine.disks.len();
+            incomplete = incomplete.max(Outcome::doubt_if(absent)).max(doubts(&case, &found.path, out)?);
+            options.appliance = Some(Arc::new(appliance));
+            in_a_row(&disks).context("it has no disks that are there")?
+        }
+        None => {
+            let bytes = case.open(found.entry.id).with_context(|| printable(&found.path))?;
+            let disk = whole_sectors(bytes, kind);
+            if kind == ImageKind::Ova {
+                options.appliance = Some(Arc::new(lone(&disk, &command.output)));
+                in_a_row(&[disk]).context("it is empty")?
+            } else {
+                disk
+            }
+        }
+    };
     let dest = Dest::of(&command.output);
-    let sums = (is_disk && matches!(dest, Dest::File(_))).then(|| beside(&command.output, ".sha256"));
+    let has_sums = (is_disk || archive) && matches!(dest, Dest::File(_));
+    let sums = has_sums.then(|| beside(&command.output, ".sha256"));
     if let Some(sums) = sums.as_ref().filter(|sums| sums.exists() && !command.writing.force) {
         return Err(Refused::Exists(sums.clone()).into());
     }
-    let bytes = whole_sectors(bytes, kind);
     let done = export(&*bytes, &dest, &evidence, &options, &progress);
     progress.finish();
-    let done = match done {
+    let mut done = match done {
         // Whoever reads the pipe wants no more.
         Err(error) if matches!(error.downcast_ref(), Some(Refused::Closed)) => return Ok(incomplete),
         done => done.map_err(|error| advise(error, &command.output))?,
     };
+    if options.appliance.is_some_and(|appliance| appliance.disks[..] != [done.len]) {
+        done.digest = Digest::Absent("several disks, or one that was filled up, are in it".into());
+    }
     let is_pipe = matches!(dest, Dest::Pipe(_));
     let mut outcome = tell(&done, &command.output, is_pipe, out)?;
     for noted in case.contradictions(found.entry.id) {
@@ -140,11 +175,14 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
             false => super::scan::show_finding(noted, out)?,
         }
     }
-    if let (Some(sums), Some(hash)) = (&sums, done.digest.hex()) {
+    let own = done.files.first().map_or(&done.digest, |file| &file.digest);
+    if let Some(sums) = sums.filter(|_| own.hex().is_some()) {
         let force = command.writing.force;
-        write_small(sums, &evidence, force, &mut |out| write_sums(out, &command.output, &done, &hash))?;
+        write_small(&sums, &evidence, force, &mut |out| write_sums(out, &command.output, &done))?;
     }
-    if let Some(hash) = done.digest.hex() {
+    // Of what was filled up to whole sectors, the hash is not that of the file.
+    let same = case.node(found.entry.id).is_ok_and(|node| node.len == done.len);
+    if let Some(hash) = done.digest.hex().filter(|_| same) {
         outcome = outcome.max(keep(&case, global, [(found.path.clone(), hash)], out)?);
     }
     if is_descriptor(&found.entry.name, bytes.len()) {
@@ -185,6 +223,10 @@ pub(super) fn keep_folder(case: &Case, global: &Global, top: &[u8], done: &Folde
     let text = std::fs::read_to_string(&done.manifest).with_context(|| done.manifest.display().to_string())?;
     let rows = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let new = rows.filter_map(|row| {
+        // Of an image only its own hash is known by name.
+        if row.get("disk_sha256").is_some() {
+            return None;
+        }
         let path = match row["original_b64"].as_str() {
             Some(coded) => base64::engine::general_purpose::STANDARD.decode(coded).ok()?,
             None => row["path"].as_str()?.as_bytes().to_vec(),
@@ -214,6 +256,8 @@ impl Shape {
         let format = match (self.format, suffix.as_deref()) {
             (Some(format), _) => format,
             (None, Some("qcow2")) => Format::Qcow2,
+            (None, Some("vmdk")) => Format::Vmdk,
+            (None, Some("ova")) => Format::Ova,
             (None, Some(suffix)) if UNWRITTEN.contains(&suffix) => bail!(
                 "this version does not write {suffix}; write qcow2 and let `qemu-img convert` make it, or name the \
                  file otherwise for raw bytes"
@@ -229,7 +273,69 @@ impl Shape {
             Format::Qcow2 => Ok(ImageKind::Qcow2(packing)),
             _ if self.compress != Compress::None => bail!("--compress is for qcow2"),
             Format::Raw => Ok(ImageKind::Raw),
+            Format::Vmdk => Ok(ImageKind::VmdkFlat),
+            Format::VmdkSparse => Ok(ImageKind::VmdkSparse),
+            Format::VmdkStream => Ok(ImageKind::VmdkStream),
+            Format::Ova => Ok(ImageKind::Ova),
         }
+    }
+}
+
+/// The machine whose folder `path` is.
+fn machine<'a>(case: &'a Case, path: &[u8]) -> Option<&'a Machine> {
+    let name = path.strip_prefix(b"vms/")?;
+    let name = name.strip_suffix(b"/").unwrap_or(name);
+    case.machines.iter().find(|machine| machine.name == name)
+}
+
+/// A machine as what goes into an OVA, with those of its disks that are there.
+fn appliance(case: &Case, machine: &Machine, path: &[u8]) -> Result<(Appliance, Vec<Bytes>)> {
+    let mut disks = Vec::new();
+    for disk in &machine.disks {
+        if let Some(entry) = case.find(&[path, b"/", &disk.name[..], b".raw"].concat())? {
+            disks.push(whole_sectors(case.open(entry.id)?, ImageKind::Ova));
+        }
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let appliance = Appliance {
+        name: text(&machine.name),
+        guest: machine.guest.as_deref().map(text).unwrap_or_default(),
+        hardware: machine.hardware.clone(),
+        disks: disks.iter().map(|disk| disk.len()).collect(),
+    };
+    Ok((appliance, disks))
+}
+
+/// A machine that is made up for a disk without one.
+fn lone(disk: &Bytes, output: &Path) -> Appliance {
+    let name = output.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let hardware = Hardware { cpus: 1, cores: 1, ..Hardware::default() };
+    Appliance { name, guest: String::new(), hardware, disks: vec![disk.len()] }
+}
+
+impl Shape {
+    /// `tree`, the folder `top` of which is written as `dest`, with disks as images where the user named a format.
+    pub(super) fn images<'a>(
+        self,
+        case: &Case,
+        tree: &'a dyn Tree,
+        top: &[u8],
+        dest: &Path,
+        options: &mut FolderOptions,
+    ) -> Result<Option<Images<'a>>> {
+        let kind = self.kind(None)?;
+        if kind == ImageKind::Ova {
+            bail!("an OVA has one VM: `export IMAGE::vms/NAME -o NAME.ova`");
+        }
+        if self.format.is_none() {
+            return Ok(None);
+        }
+        let images = Images::new(case, tree, kind, top, dest);
+        options.export.kind = kind;
+        options.disks = images.disks();
+        // What was begun in another format starts anew.
+        options.export.identity = options.export.identity.take().map(|identity| format!("{identity}\n{kind:?}"));
+        Ok(Some(images))
     }
 }
 
@@ -240,30 +346,23 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Disk images have whole sectors: a file that has not gets zeros behind it.
-fn whole_sectors(bytes: Bytes, kind: ImageKind) -> Bytes {
-    const SECTOR: u64 = 512;
-    let rest = bytes.len().next_multiple_of(SECTOR) - bytes.len();
-    if kind == ImageKind::Raw || rest == 0 {
-        return bytes;
+/// What `sha256sum -c` reads: a line for each file.
+fn write_sums(out: &mut dyn Write, path: &Path, done: &Exported) -> io::Result<()> {
+    if done.files.is_empty() {
+        return write_sum(out, path, &done.digest.hex().unwrap_or_default());
     }
-    match Concat::new(vec![Arc::clone(&bytes), Arc::new(Blank::zero(rest))]) {
-        Some(whole) => Arc::new(whole),
-        None => bytes,
-    }
-}
-
-/// What `sha256sum -c` reads.
-fn write_sums(out: &mut dyn Write, path: &Path, done: &Exported, content: &str) -> io::Result<()> {
-    let name = path.file_name().unwrap_or_default().as_bytes();
-    let own = done.image.as_ref().map(|(_, digest)| digest.hex().unwrap_or_default());
-    if own.is_some() {
+    if let Some(content) = done.digest.hex().filter(|_| done.files.iter().all(|file| file.digest != done.digest)) {
         writeln!(out, "# the disk in it, as raw bytes: {content}")?;
     }
+    done.files.iter().try_for_each(|file| write_sum(out, &file.path, &file.digest.hex().unwrap_or_default()))
+}
+
+fn write_sum(out: &mut dyn Write, path: &Path, hash: &str) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().as_bytes();
     // Names with these are escaped, and the line says so.
     let escaped = name.iter().any(|byte| matches!(byte, b'\\' | b'\n' | b'\r'));
     out.write_all(if escaped { b"\\" } else { b"" })?;
-    write!(out, "{}  ", own.as_deref().unwrap_or(content))?;
+    write!(out, "{hash}  ")?;
     for byte in name {
         match byte {
             b'\\' => out.write_all(b"\\\\")?,
@@ -340,15 +439,17 @@ fn tell(done: &Exported, output: &Path, is_pipe: bool, out: &mut Out) -> Result<
             "path": shown, "length": done.len, "written": done.data_bytes, "sha256": done.digest.hex(),
             "sha256_reason": done.digest.reason(), "trust": done.trust.word(), "missing": done.lost_bytes,
             "gaps": done.gap_count, "map": done.map.as_ref().map(|map| map.display().to_string()),
-            "resumed_at": done.resumed_at, "image_length": done.image.as_ref().map(|(len, _)| len),
-            "image_sha256": done.image.as_ref().and_then(|(_, digest)| digest.hex()),
+            "resumed_at": done.resumed_at, "files": done.files.iter().map(file_json).collect::<Vec<_>>(),
         }),
     )?;
     let written = report::size(done.data_bytes);
     out.line(format_args!("{shown}: {}, {written} of it data, {}", report::size(done.len), done.trust.word()))?;
-    if let Some((len, digest)) = &done.image {
-        let sum = digest.hex().map_or_else(String::new, |hex| format!(", sha256 {hex}"));
-        out.line(format_args!("the image is {} long{sum}; of the disk in it:", report::size(*len)))?;
+    for file in &done.files {
+        let sum = file.digest.hex().map_or_else(String::new, |hex| format!(", sha256 {hex}"));
+        out.line(format_args!("{}: {} long{sum}", file.path.display(), report::size(file.len)))?;
+    }
+    if !done.files.is_empty() && done.digest.hex().is_some() {
+        out.line(format_args!("the disk in it, as raw bytes:"))?;
     }
     match &done.digest {
         Digest::Sha256(_) => out.line(format_args!("sha256 {}", done.digest))?,
@@ -363,6 +464,10 @@ fn tell(done: &Exported, output: &Path, is_pipe: bool, out: &mut Out) -> Result<
     }
     findings(&done.findings, done.trust, &shown, out)?;
     Ok(outcome)
+}
+
+fn file_json(file: &Written) -> Value {
+    json!({ "path": file.path.display().to_string(), "length": file.len, "sha256": file.digest.hex() })
 }
 
 /// Says how an export of a folder went.

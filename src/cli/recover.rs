@@ -1,6 +1,6 @@
 //! `vdrecover recover`: everything that can be had, in one go.
 
-use super::export::{Asked, Writing, advise, doubts, evidence, keep_folder, stoppable, tell_folder};
+use super::export::{Asked, Shape, Writing, advise, doubts, evidence, keep_folder, stoppable, tell_folder};
 use super::out::Out;
 use super::{Global, Outcome};
 use crate::case::{Case, Machine, Parts, Pick};
@@ -30,6 +30,8 @@ pub(super) struct Command {
     /// Only say what would be written
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    shape: Shape,
     #[command(flatten)]
     writing: Writing,
 }
@@ -71,7 +73,16 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let evidence = evidence(&case, &command.images, global)?;
     evidence.check(&command.output)?;
     let progress = stoppable(global)?;
-    let plan = plan(&pick, pick.root(), &command.output, &progress);
+    let what = format!("recover {:?} {:?}", command.what, command.vm);
+    let mut options = FolderOptions {
+        export: command.writing.options(&case, &what, global),
+        source: command.images.iter().map(|image| image.display().to_string()).collect::<Vec<_>>().join(" + ") + "::",
+        attributes: true,
+        ..FolderOptions::default()
+    };
+    let images = command.shape.images(&case, &pick, b"", &command.output, &mut options)?;
+    let tree: &dyn Tree = images.as_ref().map_or(&pick, |images| images);
+    let plan = plan(tree, tree.root(), &command.output, &progress);
     progress.finish();
     let free = plan.free.map_or_else(|| "unknown".to_owned(), report::size);
     out.record(
@@ -98,13 +109,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     if plan.files + plan.others == 0 {
         bail!("there is nothing of that kind in it; `vdrecover scan` shows what there is");
     }
-    let what = format!("recover {:?} {:?}", command.what, command.vm);
-    let options = FolderOptions {
-        export: command.writing.options(&case, &what, global),
-        source: command.images.iter().map(|image| image.display().to_string()).collect::<Vec<_>>().join(" + ") + "::",
-        attributes: true,
-    };
-    let done = export_folder(&pick, pick.root(), &command.output, &evidence, &options, &progress);
+    let done = export_folder(tree, tree.root(), &command.output, &evidence, &options, &progress);
     progress.finish();
     let done = done.map_err(|error| advise(error, &command.output))?;
     let incomplete = incomplete.max(keep_folder(&case, global, b"", &done, out)?);

@@ -19,6 +19,7 @@ use crate::progress::Progress;
 use anyhow::Context as _;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::ops::{AddAssign, ControlFlow};
@@ -46,6 +47,8 @@ pub struct FolderOptions {
     pub export: ExportOptions,
     /// Where the folder is: the beginning of every `source` in the manifest.
     pub source: String,
+    /// Nodes that are disks, to be written as what [`ExportOptions::kind`] says. Everything else is written as it is.
+    pub disks: Arc<BTreeSet<NodeId>>,
     /// Streams and extended attributes as well: streams become files, attributes lines.
     pub attributes: bool,
 }

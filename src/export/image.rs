@@ -2,16 +2,25 @@
 //!
 //! Zeros, holes and what is lost take no room in them: readers see zeros there, and the mapfile says which were lost.
 
+mod ova;
+mod ovf;
 mod pack;
 mod qcow2;
+mod vmdk;
 
+pub use ovf::Appliance;
 pub(crate) use pack::Packer;
+pub(crate) use vmdk::{Descriptor, flat_name, plain_name};
 
+use ova::Ova;
 use pack::Method;
 use qcow2::Qcow2;
+use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
+use vmdk::{GRAIN, Sparse, Stream};
 
 /// What a disk is written as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +30,14 @@ pub enum ImageKind {
     Raw,
     /// QCOW2, version 3.
     Qcow2(Packing),
+    /// A VMDK as on a datastore: a descriptor, and the bytes in `NAME-flat.vmdk` beside it.
+    VmdkFlat,
+    /// A VMDK in one file, sparse inside: `monolithicSparse`.
+    VmdkSparse,
+    /// A VMDK in one file, packed, to be imported: `streamOptimized`.
+    VmdkStream,
+    /// An archive of a description and such streams.
+    Ova,
 }
 
 /// How the clusters of a QCOW2 are packed.
@@ -62,20 +79,24 @@ impl ImageKind {
         match self {
             Self::Raw => "raw",
             Self::Qcow2(_) => "qcow2",
+            Self::VmdkFlat | Self::VmdkSparse | Self::VmdkStream => "vmdk",
+            Self::Ova => "ova",
         }
     }
 
-    /// Bytes of the disk that are laid out at once; `None` for raw.
+    /// Bytes of the disk that are laid out at once; `None` where its bytes are written as they are.
     pub(crate) fn unit(self) -> Option<u64> {
         match self {
-            Self::Raw => None,
+            Self::Raw | Self::VmdkFlat => None,
             Self::Qcow2(_) => Some(qcow2::CLUSTER),
+            Self::VmdkSparse | Self::VmdkStream | Self::Ova => Some(GRAIN),
         }
     }
 
     pub(crate) fn packer(self) -> Packer {
         Packer::new(match self {
-            Self::Raw | Self::Qcow2(Packing::Plain) => Method::Plain,
+            Self::Raw | Self::VmdkFlat | Self::VmdkSparse | Self::Qcow2(Packing::Plain) => Method::Plain,
+            Self::VmdkStream | Self::Ova => Method::Zlib,
             Self::Qcow2(Packing::Deflate) => Method::ShortDeflate,
             Self::Qcow2(Packing::Zstd) => Method::Zstd,
         })
@@ -85,21 +106,44 @@ impl ImageKind {
     pub(crate) fn worst(self, data: u64) -> u64 {
         match self.unit() {
             None => data,
-            // Tables are less than a thousandth, and a few clusters.
-            Some(unit) => data.saturating_add(data >> 10).saturating_add(unit * 64),
+            // Tables and what is before packed grains are less than a hundredth, and a few clusters.
+            Some(unit) => data.saturating_add(data / 100).saturating_add(unit * 64),
         }
     }
 
     /// Starts the image of a disk, or goes on with it. `None` where that can't be: what is in `file` is of something
     /// else, or the disk is larger than the format allows.
-    pub(crate) fn encoder(self, len: u64, file: &File, reached: Option<Reached<'_>>) -> Option<Box<dyn Encoder>> {
-        match (self, reached) {
-            (Self::Raw, _) => None,
-            (Self::Qcow2(packing), None) => Some(Box::new(Qcow2::new(len, packing == Packing::Zstd)?)),
+    pub(crate) fn encoder(
+        self,
+        len: u64,
+        name: &OsStr,
+        appliance: Option<&Arc<Appliance>>,
+        file: &File,
+        reached: Option<Reached<'_>>,
+    ) -> Option<Box<dyn Encoder>> {
+        // No format counts less than sectors; the last unit is filled up with zeros anyway.
+        let len = len.checked_next_multiple_of(512)?;
+        // Readers of a file with grains don't look for this name.
+        let name: String =
+            name.to_string_lossy().chars().map(|c| if c == '"' || c.is_control() { '_' } else { c }).collect();
+        Some(match (self, reached) {
+            (Self::Raw | Self::VmdkFlat, _) => return None,
+            (Self::Qcow2(packing), None) => Box::new(Qcow2::new(len, packing == Packing::Zstd)?),
             (Self::Qcow2(packing), Some(reached)) => {
                 let zstd = packing == Packing::Zstd;
-                Some(Box::new(Qcow2::resume(len, zstd, file, reached.marks, reached.done)?))
+                Box::new(Qcow2::resume(len, zstd, file, reached.marks, reached.done)?)
             }
-        }
+            (Self::VmdkSparse, None) => Box::new(Sparse::new(len, &name)?),
+            (Self::VmdkSparse, Some(reached)) => {
+                Box::new(Sparse::resume(len, &name, file, reached.marks, reached.done)?)
+            }
+            (Self::VmdkStream, None) => Box::new(Stream::new(len, &name, 0)?),
+            (Self::VmdkStream, Some(reached)) => {
+                let [end] = *reached.marks else { return None };
+                Box::new(Stream::resume(len, &name, file, 0, end)?)
+            }
+            (Self::Ova, None) => Box::new(Ova::new(Arc::clone(appliance?))?),
+            (Self::Ova, Some(reached)) => Box::new(Ova::resume(Arc::clone(appliance?), file, reached.marks)?),
+        })
     }
 }

@@ -1,6 +1,6 @@
 //! The three kinds of outputs, and what they have in common.
 
-use super::image::{ImageKind, Reached};
+use super::image::{Descriptor, ImageKind, Reached, flat_name, plain_name};
 use super::journal::{Journal, Point};
 use super::losses::Losses;
 use super::refused::{Refused, classify};
@@ -8,14 +8,16 @@ use super::run::{End, Run};
 use super::slot::Slot;
 use super::steps::{Step, Steps};
 use super::target::Target;
-use super::{Evidence, ExportOptions, Exported, Hashing, map};
+use super::{Evidence, ExportOptions, Exported, Hashing, Written, map};
 use crate::digest::{Digest, Hasher};
 use crate::progress::Progress;
 use anyhow::Context as _;
 use rustix::fs::OFlags;
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use vdrecover_formats::{Finding, Layer, Trust};
 
@@ -48,6 +50,9 @@ pub(crate) fn to_slot(
     options: &ExportOptions,
     progress: &Progress,
 ) -> anyhow::Result<Exported> {
+    if options.kind == ImageKind::VmdkFlat {
+        return flat(layer, slot, part_of, evidence, options, progress);
+    }
     let alone = part_of == Part::Alone;
     let map = if alone { map_slot(options, Some(slot), evidence)? } else { Some(slot.beside(".vdrecover.map")) };
     let job = Job { layer, options, progress, shown: slot.shown() };
@@ -66,6 +71,7 @@ pub(crate) fn to_slot(
     // What was written as another kind does not go on.
     let identity = options.identity.as_ref().map(|identity| match kind {
         ImageKind::Raw => identity.clone(),
+        ImageKind::Ova => format!("{identity}\n{:?}", options.appliance),
         kind => format!("{identity}\n{kind:?}"),
     });
     let old = identity.as_ref().and_then(|identity| Journal::resume(slot, identity, len));
@@ -76,7 +82,8 @@ pub(crate) fn to_slot(
         kind => {
             let hashed = point.hash.is_some() || !hashes(options.hash, len);
             let reached = Reached { marks: &point.marks, done: point.done };
-            encoder = kind.encoder(len, &part, Some(reached)).filter(|_| hashed);
+            encoder =
+                kind.encoder(len, slot.name(), options.appliance.as_ref(), &part, Some(reached)).filter(|_| hashed);
             encoder.is_some()
         }
     });
@@ -118,7 +125,7 @@ pub(crate) fn to_slot(
     };
     sized.map_err(|error| abandon(classify(error, slot.shown(), len, need)))?;
     if fresh {
-        encoder = kind.encoder(len, &part, None);
+        encoder = kind.encoder(len, slot.name(), options.appliance.as_ref(), &part, None);
     }
     let resumed_at = point.done;
     let mut target = match (kind.unit(), encoder) {
@@ -156,7 +163,10 @@ pub(crate) fn to_slot(
     let file_len = match encoder {
         None => None,
         Some(mut encoder) => {
-            let seed = whole.clone().map_or_else(|| crate::digest::sha256(&len.to_le_bytes()), Hasher::finish);
+            let seed = seed(
+                &whole.clone().map_or(Digest::Absent(String::new()), |hasher| Digest::Sha256(hasher.finish())),
+                len,
+            );
             let finished = encoder.finish(&part, &seed).and_then(|file_len| part.set_len(file_len).map(|()| file_len));
             Some(finished.map_err(|error| classify(error, slot.shown(), len, 0))?)
         }
@@ -171,7 +181,7 @@ pub(crate) fn to_slot(
             None => Digest::Sha256(job.hash_file(&part, file_len)?.finish()),
             Some(why) => Digest::Absent(why.to_owned()),
         };
-        exported.image = Some((file_len, digest));
+        exported.files.push(Written { path: slot.shown().to_path_buf(), len: file_len, digest });
     }
     if let Some(map) = map.filter(|map| exported.gap_count > 0 || options.force && map.exists()) {
         point.mapped = true;
@@ -188,6 +198,50 @@ pub(crate) fn to_slot(
         slot.remove_state();
     }
     Ok(exported)
+}
+
+/// A descriptor, and the bytes beside it. The descriptor gets its name last: without it there is no disk.
+fn flat(
+    layer: &dyn Layer,
+    slot: &Slot,
+    part_of: Part,
+    evidence: &Evidence,
+    options: &ExportOptions,
+    progress: &Progress,
+) -> anyhow::Result<Exported> {
+    let data = slot.named(OsString::from_vec(flat_name(slot.name().as_bytes())));
+    let Some(file) = plain_name(data.name().as_bytes()) else {
+        anyhow::bail!("{}: a descriptor can't hold this name; choose another one", slot.shown().display());
+    };
+    if slot.exists() && !options.force {
+        return Err(Refused::Exists(slot.shown().to_path_buf()).into());
+    }
+    let raw = ExportOptions { kind: ImageKind::Raw, ..options.clone() };
+    let mut exported = to_slot(layer, &data, part_of, evidence, &raw, progress)?;
+    let seed = seed(&exported.digest, exported.len);
+    let sectors = exported.len / 512;
+    let text = Descriptor { kind: "vmfs", extent: "VMFS", file, sectors, seed: &seed }.text();
+    let part = slot.lock_part()?;
+    let written = part.set_len(0).and_then(|()| part.write_all_at(text.as_bytes(), 0)).and_then(|()| part.sync_all());
+    written.map_err(|error| classify(error, slot.shown(), 0, 0))?;
+    slot.commit(options.force)?;
+    slot.sync_dir();
+    let digest = match exported.digest.reason() {
+        None => Digest::Sha256(crate::digest::sha256(text.as_bytes())),
+        Some(why) => Digest::Absent(why.to_owned()),
+    };
+    exported.files.push(Written { path: slot.shown().to_path_buf(), len: text.len() as u64, digest });
+    let (path, digest) = (data.shown().to_path_buf(), exported.digest.clone());
+    exported.files.push(Written { path, len: exported.len, digest });
+    Ok(exported)
+}
+
+/// What ids are made of: the content, as far as it is known.
+fn seed(digest: &Digest, len: u64) -> [u8; 32] {
+    match digest {
+        Digest::Sha256(bytes) => *bytes,
+        Digest::Absent(_) => crate::digest::sha256(&len.to_le_bytes()),
+    }
 }
 
 /// Over what is on a block device.
@@ -350,7 +404,7 @@ impl Job<'_> {
             len,
             data_bytes: point.data,
             digest,
-            image: None,
+            files: Vec::new(),
             gaps,
             gap_count: count,
             lost_bytes: bytes,

@@ -56,9 +56,18 @@ impl Slot {
         &self.shown
     }
 
+    /// Its name.
+    pub(crate) fn name(&self) -> &OsStr {
+        &self.name
+    }
+
     /// The place of another output in the same folder, named after this one.
     pub(crate) fn beside(&self, suffix: &str) -> Self {
-        let name = self.longer(suffix);
+        self.named(self.longer(suffix))
+    }
+
+    /// The place of another output in the same folder.
+    pub(crate) fn named(&self, name: OsString) -> Self {
         Self { shown: self.shown.with_file_name(&name), name, ..self.clone() }
     }
 

@@ -291,8 +291,22 @@ fn a_stopped_export_goes_on() {
 }
 
 /// Every kind of image.
-const IMAGES: [ImageKind; 3] =
-    [ImageKind::Qcow2(Packing::Plain), ImageKind::Qcow2(Packing::Deflate), ImageKind::Qcow2(Packing::Zstd)];
+const IMAGES: [ImageKind; 6] = [
+    ImageKind::Qcow2(Packing::Plain),
+    ImageKind::Qcow2(Packing::Deflate),
+    ImageKind::Qcow2(Packing::Zstd),
+    ImageKind::VmdkSparse,
+    ImageKind::VmdkStream,
+    ImageKind::Ova,
+];
+
+/// The mixed layer as two disks.
+fn appliance() -> Option<Arc<Appliance>> {
+    let first = 9 << 20;
+    let disks = vec![first, mixed().len().next_multiple_of(512) - first];
+    let hardware = vdrecover_formats::vm::Hardware::default();
+    Some(Arc::new(Appliance { name: "x".into(), guest: String::new(), hardware, disks }))
+}
 
 #[test]
 fn a_stopped_image_goes_on_to_the_same_bytes() {
@@ -305,6 +319,7 @@ fn a_stopped_image_goes_on_to_the_same_bytes() {
             identity: Some("disk".into()),
             checkpoint: 1 << 20,
             kind,
+            appliance: appliance(),
             ..ExportOptions::default()
         };
         let mut stops = 0;
@@ -323,11 +338,18 @@ fn a_stopped_image_goes_on_to_the_same_bytes() {
         };
         assert!(stops > 1 && exported.resumed_at > 0, "{kind:?}");
         let layer = Hooked { base: Arc::clone(&want), count: AtomicUsize::new(0), hook: |_| () };
-        let whole = to(&dir.path().join("y"), &layer, &ExportOptions { kind, ..ExportOptions::default() }).unwrap();
-        assert!(fs::read(&path).unwrap() == fs::read(dir.path().join("y")).unwrap(), "{kind:?}");
-        assert_eq!((exported.digest, exported.image), (whole.digest, whole.image));
+        // Its name is in some.
+        let other = tempfile::tempdir().unwrap();
+        let whole = to(
+            &other.path().join("x"),
+            &layer,
+            &ExportOptions { kind, appliance: appliance(), ..ExportOptions::default() },
+        )
+        .unwrap();
+        assert!(fs::read(&path).unwrap() == fs::read(other.path().join("x")).unwrap(), "{kind:?}");
+        assert_eq!((exported.digest, &exported.files[0].digest), (whole.digest, &whole.files[0].digest));
         assert_eq!((exported.gaps, exported.data_bytes), (whole.gaps, whole.data_bytes));
-        assert_eq!(fs::read(path.with_extension("map")).unwrap(), fs::read(dir.path().join("y.map")).unwrap());
+        assert_eq!(fs::read(path.with_extension("map")).unwrap(), fs::read(other.path().join("x.map")).unwrap());
     }
 }
 
@@ -346,8 +368,14 @@ fn a_killed_image_goes_on_to_the_same_bytes() {
             }
         };
         let layer = Hooked { base: mixed(), count: AtomicUsize::new(0), hook };
-        let options =
-            ExportOptions { identity: Some("d".into()), checkpoint: 1, threads: 2, kind, ..ExportOptions::default() };
+        let options = ExportOptions {
+            identity: Some("d".into()),
+            checkpoint: 1,
+            threads: 2,
+            kind,
+            appliance: appliance(),
+            ..ExportOptions::default()
+        };
         to(&dir.path().join("x"), &layer, &options).unwrap();
         let exported = to(&after.path().join("x"), &*mixed(), &options).unwrap();
         assert!(exported.resumed_at > 0, "{kind:?}");
@@ -371,7 +399,7 @@ fn an_unfinished_image_of_another_kind_starts_anew() {
     assert_eq!(exported.resumed_at, 0);
     let whole = to(&dir.path().join("y"), &*mixed(), &options(IMAGES[1])).unwrap();
     assert!(fs::read(&path).unwrap() == fs::read(dir.path().join("y")).unwrap());
-    assert_eq!(exported.image, whole.image);
+    assert_eq!(exported.files[0].digest, whole.files[0].digest);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::digest::Digest;
 use crate::export::Exported;
 use serde_json::{Map, Value, json};
+use std::path::Path;
 use vdrecover_formats::{Entry, Find, Node, State, Trust};
 
 /// Missing ranges that a line lists; the mapfile beside the output has all.
@@ -62,7 +63,19 @@ impl Line {
 
     /// What became of its bytes.
     pub(crate) fn exported(&mut self, exported: &Exported, trust: Trust) {
-        self.digest(&exported.digest);
+        match exported.files.split_first() {
+            None => self.digest(&exported.digest),
+            Some((image, others)) => {
+                self.digest(&image.digest);
+                self.set("image_size", image.len);
+                self.set("disk_sha256", exported.digest.hex());
+                let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+                let others = others
+                    .iter()
+                    .map(|file| json!({ "name": name(&file.path), "size": file.len, "sha256": file.digest.hex() }));
+                self.set("files", others.collect::<Vec<_>>());
+            }
+        }
         self.set("trust", trust.word());
         let listed = exported.gaps.iter().take(MISSING);
         let missing: Vec<_> = listed

@@ -5,7 +5,7 @@ use super::walker::{Job, What};
 use super::{FolderOptions, Tally};
 use crate::export::job::{Part, to_slot};
 use crate::export::slot::Slot;
-use crate::export::{Evidence, ExportOptions, Exported, Refused};
+use crate::export::{Evidence, ExportOptions, Exported, ImageKind, Refused, whole_sectors};
 use crate::health;
 use crate::progress::Progress;
 use rustix::fs::{AtFlags, Mode, Timespec, Timestamps, UTIME_OMIT};
@@ -190,7 +190,10 @@ impl Context<'_> {
         mut line: Line,
         options: ExportOptions,
     ) -> Done {
-        let options = ExportOptions { force: self.force, map: None, ..options };
+        let is_disk = self.options.disks.contains(&job.entry.id);
+        let kind = if is_disk { options.kind } else { ImageKind::Raw };
+        let options = ExportOptions { force: self.force, map: None, kind, ..options };
+        let layer = &whole_sectors(Arc::clone(layer), kind);
         let slot = Slot::within(Arc::clone(dir), name.to_os_string(), self.path(&job.path), self.evidence);
         line.set("size", layer.len());
         match to_slot(&**layer, &slot, Part::OfFolder, self.evidence, &options, self.progress) {
