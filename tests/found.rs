@@ -190,7 +190,8 @@ fn what_was_in_a_live_folder_is_found_under_its_name() {
     }
     let image = save(folder.path(), &store.finish());
     let found = found(&image);
-    let files: Vec<&str> = found.iter().filter(|(_, row)| row["type"] == "file").map(|(path, _)| path.as_str()).collect();
+    let files: Vec<&str> =
+        found.iter().filter(|(_, row)| row["type"] == "file").map(|(path, _)| path.as_str()).collect();
     let [in_b, in_c, top] = files.as_slice() else { panic!("{files:?}") };
     assert!(in_b.starts_with("found/orphaned/a/b/orphan_"), "{files:?}");
     assert!(in_c.starts_with("found/orphaned/c/orphan_"), "{files:?}");
@@ -235,7 +236,8 @@ fn scan_shows_lost_machines_and_how_to_get_them() {
     let commands: Vec<&str> = next["commands"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let command = commands.iter().find(|command| command.contains("::found/deleted/web ")).unwrap();
     let args: Vec<&str> = command.split(' ').skip(1).collect();
-    let done = std::process::Command::new(env!("CARGO_BIN_EXE_vdrecover")).args(args).current_dir(folder.path()).output();
+    let done =
+        std::process::Command::new(env!("CARGO_BIN_EXE_vdrecover")).args(args).current_dir(folder.path()).output();
     assert_eq!(done.unwrap().status.code(), Some(1), "inferred, as `cat` of it");
     assert!(fs::read(folder.path().join("web/web.raw")).unwrap() == disk.read(0, 3 << 20));
 }

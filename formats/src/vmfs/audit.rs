@@ -20,6 +20,9 @@ use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
+/// Takes places: which layer, and which of its bytes.
+type Sight<'a> = &'a mut dyn FnMut(&dyn Layer, Range<u64>) -> ControlFlow<()>;
+
 /// Clusters of file blocks in a part.
 const CLUSTERS: u64 = 256;
 /// Lost ranges of one file that get a finding of their own.
@@ -211,12 +214,7 @@ impl Datastore {
     }
 
     /// The places of a range of a file.
-    fn places(
-        &self,
-        file: &dyn Layer,
-        range: Range<u64>,
-        sink: &mut dyn FnMut(&dyn Layer, Range<u64>) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    fn places(&self, file: &dyn Layer, range: Range<u64>, sink: Sight<'_>) -> ControlFlow<()> {
         let mut at = range.start;
         while at < range.end {
             let run = file.run(at, range.end.saturating_sub(at));
@@ -493,7 +491,7 @@ impl Datastore {
             return sink(self.about(fd, Concern::Whole, "VMFS-FD-POINTERS", self.whole(fd), text));
         }
         let balances = survey.blocks == fd.blocks || survey.unknown && survey.blocks < fd.blocks;
-        if !survey.large && !balances {
+        if survey.large == 0 && !balances {
             let text = format!("{} counts {} blocks and points to {}", fd.address, fd.blocks, survey.blocks);
             sink(self.about(fd, Concern::Whole, "VMFS-FD-BLOCKS", self.whole(fd), text))?;
         }

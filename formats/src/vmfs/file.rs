@@ -288,7 +288,7 @@ impl File {
             let survey = self.survey(&mut |_| {});
             match survey.blocks.cmp(&self.descriptor.blocks) {
                 // What counts as a block where large ones are is not known.
-                _ if survey.large || survey.endless => Ordering::Equal,
+                _ if survey.large > 0 || survey.endless => Ordering::Equal,
                 // What is missing is where a table is lost, as far as anybody can tell.
                 Ordering::Less if survey.unknown => Ordering::Equal,
                 balance => balance,
@@ -428,7 +428,7 @@ impl File {
                 each(level, address);
                 let Some(below) = level.checked_sub(1) else {
                     survey.blocks = survey.blocks.saturating_add(1);
-                    survey.large |= matches!(address, Address::Large(_));
+                    survey.large = survey.large.saturating_add(matches!(address, Address::Large(_)).into());
                     continue;
                 };
                 survey.tables = survey.tables.saturating_add(1);
@@ -460,8 +460,8 @@ pub struct Survey {
     pub blocks: u64,
     /// Pointers to pointer blocks.
     pub tables: u64,
-    /// Large file blocks are among them.
-    pub large: bool,
+    /// Those of them to large file blocks.
+    pub large: u64,
     /// Pointers are lost, and what they led to is not counted.
     pub unknown: bool,
     /// Some of those are only outside of the dump, or on a device that was not given.
