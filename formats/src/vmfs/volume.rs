@@ -288,8 +288,11 @@ impl Volume {
             (Some(image), Some(relic)) if relic.shape != Shape::Resident && image.pointers != relic.pointers => {
                 Some(relic)
             }
-            // Nor has a folder's image to be as long as the folder by now.
-            (Some(image), Some(relic)) if image.kind == Type::Folder && relic.kind == Type::Folder => {
+            // Nor has a folder's image to be as long as the folder by now. On VMFS6 its own map says which of its blocks
+            // count; on VMFS5 entries of others can lie behind its end.
+            (Some(image), Some(relic))
+                if self.space.header.is_six() && image.kind == Type::Folder && relic.kind == Type::Folder =>
+            {
                 Some(Descriptor { len: image.len.max(relic.len), origin: relic.origin, trust: relic.trust, ..image })
             }
             (Some(image), _) => Some(image),
