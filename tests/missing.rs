@@ -7,6 +7,7 @@ use common::{demo, expect, records, vdrecover};
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use vdrecover_testdata::vmfs::{Content, Layout, Located, Version, Vmfs, VmfsSpec, pattern};
 
 fn arg(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -210,4 +211,24 @@ fn a_description_of_a_disk_that_is_none() {
     vm(&vm_folder, "db01");
     fs::write(vm_folder.join("db01.vmdk"), [0; 439]).unwrap();
     told(&vm_folder, &["vms/db01"], "DISK-UNKNOWN");
+}
+
+/// An entry whose descriptor is garbage: how long it is and how much is missing is not known, and not nothing.
+#[test]
+fn a_file_of_unknown_length() {
+    let mut store = Vmfs::new(VmfsSpec::new(Version::Five, 320 << 20));
+    store.file("lost.bin", Content::patterned(3_000_000, 7), &Layout::default());
+    let Located { fd_lv, fd_len, .. } = store.locate("lost.bin");
+    let (_, at) = store.device_position(fd_lv);
+    let mut device = store.finish().remove(0);
+    device.write(at, &pattern(usize::try_from(fd_len).unwrap(), 99));
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("store.img");
+    device.save(&image).unwrap();
+    let listed = records(1, ["ls", "--json", &format!("{}::store/datastore1", arg(&image))]);
+    let row = listed.iter().find(|row| row["path"] == "store/datastore1/lost.bin").unwrap();
+    assert!(row["size"].is_null() && row["missing"].is_null() && row["missing_is_exact"] == false, "{row}");
+    let text = String::from_utf8(expect(1, ["ls", "-l", &format!("{}::store/datastore1", arg(&image))])).unwrap();
+    let line = text.lines().find(|line| line.contains("lost.bin")).unwrap();
+    assert!(line.starts_with('?') && line.ends_with("lost.bin ? missing"), "{line}");
 }

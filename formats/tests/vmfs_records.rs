@@ -39,8 +39,8 @@ fn changed(image: &Sparse, changes: &[Change]) -> Bytes {
     Arc::new(damaged)
 }
 
-fn reopened(bytes: Bytes) -> Option<(Arc<dyn Tree>, Vec<Finding>)> {
-    let opened = (vmfs::FORMAT.open)(&bytes, &Pool::new(32 << 20).share()).ok()?;
+fn reopened(bytes: &Bytes) -> Option<(Arc<dyn Tree>, Vec<Finding>)> {
+    let opened = (vmfs::FORMAT.open)(bytes, &Pool::new(32 << 20).share()).ok()?;
     let Ok(Content::Tree(tree)) = opened.join_alone() else { return None };
     Some((tree, opened.findings))
 }
@@ -140,7 +140,7 @@ fn a_sector_costs_what_hung_on_it() {
         let sectors = sectors(&image);
         println!("{name}: {} sectors", sectors.len());
         for at in sectors.into_iter().step_by(step()) {
-            let Some((tree, findings)) = reopened(changed(&image, &[zero(at)])) else {
+            let Some((tree, findings)) = reopened(&changed(&image, &[zero(at)])) else {
                 bad.push(format!("{name} {at:#x}: does not open"));
                 continue;
             };
@@ -182,7 +182,7 @@ fn a_byte_of_the_header_costs_no_name() {
                 if step() > 1 && byte > 0x13C && mask != 0xFF {
                     continue;
                 }
-                let Some((tree, _)) = reopened(changed(&image, &[(at + byte, vec![old[0] ^ mask])])) else {
+                let Some((tree, _)) = reopened(&changed(&image, &[(at + byte, vec![old[0] ^ mask])])) else {
                     bad.push(format!("{name} {byte:#x} ^ {mask:#x}: does not open"));
                     continue;
                 };
@@ -211,7 +211,7 @@ fn a_contradicted_field_is_named() {
             (0xD5, 0x20, "clusters in a group of .fdc.sf at 0xd5 is 0x20, 0x"),
             (0xAC, 0x7F, "creation at 0xa9 is 0x7f"),
         ] {
-            let (tree, _) = reopened(changed(&image, &[(LV + 0x20_0000 + byte, vec![value])])).unwrap();
+            let (tree, _) = reopened(&changed(&image, &[(LV + 0x20_0000 + byte, vec![value])])).unwrap();
             let texts = texts(&*tree, "VMFS-HEADER");
             assert!(texts.len() == 1 && texts[0].contains(words), "{name} {byte:#x}: {texts:?}");
         }
@@ -234,7 +234,7 @@ fn system_files_are_read_without_one_of_their_records() {
     for (name, change, code) in cases {
         let Some(image) = image(name) else { return };
         let right = look(&*datastore(name).unwrap());
-        let (tree, _) = reopened(changed(&image, std::slice::from_ref(&change))).unwrap();
+        let (tree, _) = reopened(&changed(&image, std::slice::from_ref(&change))).unwrap();
         let mut all = differences(&right, &look(&*tree));
         // What was lost of it is not known, as its length.
         all.remove("/.fdc.sf");
@@ -252,7 +252,7 @@ fn a_lost_lock_costs_nothing() {
         let healthy = datastore(name).unwrap();
         let right = look(&*healthy);
         let at = descriptor(&image, &*healthy, path);
-        let (tree, _) = reopened(changed(&image, &[zero(at)])).unwrap();
+        let (tree, _) = reopened(&changed(&image, &[zero(at)])).unwrap();
         assert_eq!(differences(&right, &look(&*tree)), BTreeMap::new(), "{name} {path}");
         assert_eq!(tree.node(find(&*tree, path)).unwrap().trust, Trust::Inferred, "{name} {path}");
         assert!(codes(&*tree).contains("VMFS-FD-LOCK"), "{name} {path}");
@@ -284,7 +284,7 @@ fn names_are_found_without_their_slot() {
     let table = head(&image, 102) + 0x5F8;
     let mut told = 0;
     for sector in (table / 512 + 1..table / 512 + 125).step_by(7) {
-        let (tree, _) = reopened(changed(&image, &[zero(sector * 512)])).unwrap();
+        let (tree, _) = reopened(&changed(&image, &[zero(sector * 512)])).unwrap();
         for path in right.keys().filter(|path| path.starts_with("/directory/")) {
             find(&*tree, &path[1..]);
         }
@@ -311,17 +311,17 @@ fn a_name_is_mended_by_its_hash() {
     let right = look(&*datastore("vmfs6").unwrap());
     // Another letter, a cut, a name that goes on.
     for (byte, value) in [(0, b'F'), (2, 0), (5, 0), (6, b'x')] {
-        let (tree, _) = reopened(changed(&image, &[(at + byte, vec![value])])).unwrap();
+        let (tree, _) = reopened(&changed(&image, &[(at + byte, vec![value])])).unwrap();
         assert_eq!(differences(&right, &look(&*tree)), BTreeMap::new(), "{byte}");
         find(&*tree, "directory/file95");
         assert!(texts(&*tree, "VMFS-DIR-ENTRY").iter().any(|text| text.contains("file95")), "{byte}");
     }
     // More than one byte can't be told; what is shown is found, and told.
-    let (tree, _) = reopened(changed(&image, &[(at, b"FILE".to_vec())])).unwrap();
+    let (tree, _) = reopened(&changed(&image, &[(at, b"FILE".to_vec())])).unwrap();
     find(&*tree, "directory/FILE95");
     assert!(codes(&*tree).contains("VMFS-DIR-ENTRY"));
     // A damaged hash is no damaged name.
-    let (tree, _) = reopened(changed(&image, &[(at - 0x18 + 0x0C, vec![0x5A])])).unwrap();
+    let (tree, _) = reopened(&changed(&image, &[(at - 0x18 + 0x0C, vec![0x5A])])).unwrap();
     find(&*tree, "directory/file95");
     assert!(codes(&*tree).contains("VMFS-DIR-ENTRY"));
 }
@@ -339,7 +339,7 @@ fn pointers_stand_without_their_metadata() {
             } else {
                 descriptor(&image, &*healthy, path)
             };
-            let (tree, _) = reopened(changed(&image, &[zero(at + metadata)])).unwrap();
+            let (tree, _) = reopened(&changed(&image, &[zero(at + metadata)])).unwrap();
             let all = differences(&look(&*healthy), &look(&*tree));
             let others: Vec<_> = all.keys().filter(|own| own[1..] != *path).collect();
             assert!(others.is_empty(), "{name} {path}: {others:?}");
@@ -364,7 +364,7 @@ fn a_folder_is_found_by_its_content() {
         let right = look(&*healthy);
         let (root, pointers) = if name == "vmfs5" { (0x42_0000, 1024) } else { (0x72_0000, 0x1600) };
         for at in [LV + root, descriptor(&image, &*healthy, "collision")] {
-            let (tree, _) = reopened(changed(&image, &[zero(at + pointers)])).unwrap();
+            let (tree, _) = reopened(&changed(&image, &[zero(at + pointers)])).unwrap();
             assert_eq!(differences(&right, &look(&*tree)), BTreeMap::new(), "{name} {at:#x}");
             assert!(codes(&*tree).contains("VMFS-FD-CONTENT"), "{name} {at:#x}");
         }

@@ -28,6 +28,7 @@ use super::header::{GROUP_AT, Header};
 use super::resource::{CHILD, CLUSTER_SIGNATURE, OWNED, RawResource, Resource, SIGNATURE};
 use crate::error::Error;
 use crate::layer::Layer;
+use crate::num::wide;
 use crate::read::read_vec;
 use crate::record::Record;
 use byteorder::{ByteOrder, LittleEndian};
@@ -201,10 +202,19 @@ fn cluster(header: &Header, kind: Kind, resource: &Resource, number: u64) -> Opt
     fits.then_some(total)
 }
 
-/// How much speaks for a header: clusters that are where it has them, and numbers that agree.
-fn score(header: &Header, kind: Kind, file: &Arc<File>, raw: &RawResource) -> u64 {
+/// How much speaks for a header: clusters that are where it has them, numbers that agree, and what of it is written. A
+/// number that is changed has to make others agree, of which there are fewer than is written.
+fn score(header: &Header, kind: Kind, file: &Arc<File>, raw: &RawResource, written: Option<&RawResource>) -> u64 {
     let resource = Resource::by(header, Arc::clone(file), raw);
-    let mut score = u64::from(group_size(header, raw) == u64::from(raw.cluster_group_size)).saturating_mul(3);
+    let fields = |raw: &RawResource| {
+        let of_cluster = [raw.resources_per_cluster, raw.resource_size];
+        let of_group = [raw.clusters_per_group, raw.cluster_group_offset, raw.cluster_group_size];
+        of_cluster.into_iter().chain(of_group)
+    };
+    let kept = written.map_or(0, |written| fields(written).zip(fields(raw)).filter(|(a, b)| a == b).count());
+    let mut score = wide(kept).saturating_mul(2);
+    score =
+        score.saturating_add(u64::from(group_size(header, raw) == u64::from(raw.cluster_group_size)).saturating_mul(3));
     score = score.saturating_add(u64::from(u64::from(raw.resource_size) == kind.size).saturating_mul(2));
     score = score.saturating_add(u64::from(u64::from(raw.cluster_group_offset) == GROUP_AT).saturating_mul(2));
     for number in samples(&resource) {
@@ -328,7 +338,7 @@ pub(super) fn load(
         if usable(header, &candidate, at).is_err() {
             continue;
         }
-        let score = score(header, kind, file, &candidate);
+        let score = score(header, kind, file, &candidate, raw.as_ref());
         if best.as_ref().is_none_or(|(most, _)| score > *most) {
             best = Some((score, candidate));
         }

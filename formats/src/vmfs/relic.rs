@@ -12,7 +12,7 @@
 //! Generation, times, owner and mode are nowhere else.
 
 use super::address::{Address, FdAddress, Spot};
-use super::descriptor::{Descriptor, Origin, Shape, Type, read_poisoned};
+use super::descriptor::{Descriptor, MAGIC, Origin, RawLock, Shape, Type, read_poisoned};
 use super::directory;
 use super::file::File;
 use super::header::Header;
@@ -21,6 +21,7 @@ use super::volume::{Pools, Space, Volume};
 use crate::layer::{Layer, Trust};
 use crate::num::{narrow, wide};
 use crate::read::read_vec;
+use crate::record::Record;
 use byteorder::{ByteOrder, LittleEndian};
 use std::sync::Arc;
 
@@ -242,8 +243,13 @@ pub(super) fn sought(volume: &Volume, fd: &Descriptor) -> Option<Descriptor> {
     found(header.width.to_block(block)?, header.file_shift)
 }
 
-/// Content in the descriptor itself: up to its last byte that is not zero.
+/// Content in the descriptor itself: up to its last byte that is not zero. That it is content, only the lock before it
+/// can say.
 fn resident(space: &Space, fd: Descriptor) -> Option<Descriptor> {
+    let lock = RawLock::load(&*space.lv, fd.at).ok()?;
+    if lock.magic != MAGIC || lock.at != fd.at {
+        return None;
+    }
     let (bytes, seen) = read_vec(&*space.lv, fd.content_at, narrow(fd.content_len));
     let last = bytes.iter().rposition(|byte| *byte != 0).filter(|_| seen.is_whole())?;
     Some(Descriptor { shape: Shape::Resident, len: wide(last).saturating_add(1), ..fd })

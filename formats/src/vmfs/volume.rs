@@ -5,7 +5,7 @@
 //! The order suffices, because the descriptors of all system files lie at fixed places.
 
 use super::address::{Address, FdAddress, Spot};
-use super::descriptor::{Descriptor, Origin, Shape, read_poisoned};
+use super::descriptor::{Descriptor, Origin, Shape, Type, read_poisoned};
 use super::file::File;
 use super::frame;
 use super::header::Header;
@@ -295,6 +295,13 @@ impl Volume {
         let found = match (owner::image(self, at, address), relic::descriptor(self, at, address)) {
             (Some(image), Some(relic)) if relic.shape != Shape::Resident && image.pointers != relic.pointers => {
                 Some(relic)
+            }
+            // Nor has a folder's image to be as long as the folder by now. On VMFS6 its own map says which of its blocks
+            // count; on VMFS5 entries of others can lie behind its end.
+            (Some(image), Some(relic))
+                if self.space.header.is_six() && image.kind == Type::Folder && relic.kind == Type::Folder =>
+            {
+                Some(Descriptor { len: image.len.max(relic.len), origin: relic.origin, trust: relic.trust, ..image })
             }
             (Some(image), _) => Some(image),
             (None, Some(relic)) => Some(relic),
