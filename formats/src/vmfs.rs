@@ -214,7 +214,7 @@ fn open_head(bytes: &Bytes, header: Header, memo: &Memo) -> Opened {
     };
     let wants = system::wants(&header);
     let (bytes, memo) = (Bytes::clone(bytes), memo.clone());
-    let join = move |others: &[Option<Bytes>]| system::join(&bytes, &header, others, &memo);
+    let join = move |others: &[Option<Bytes>]| Ok(system::join(&bytes, &header, others, &memo));
     Opened { link, wants, join: Box::new(join), findings: Vec::new(), facts }
 }
 
@@ -229,7 +229,7 @@ fn open_headless(bytes: &Bytes, at: u64, memo: &Memo) -> Result<Opened, Error> {
     let wants = system::wants_headless(&header);
     let link = Link { born: Some(i128::from(header.created).saturating_mul(1_000_000_000)), ..Link::default() };
     let (bytes, memo) = (Bytes::clone(bytes), memo.clone());
-    let join = move |others: &[Option<Bytes>]| system::join_headless(&bytes, &header, others, &memo);
+    let join = move |others: &[Option<Bytes>]| Ok(system::join_headless(&bytes, &header, others, &memo));
     Ok(Opened { link, wants, join: Box::new(join), findings, facts })
 }
 

@@ -68,11 +68,11 @@ const REGION: u64 = 12;
 
 pub(super) fn exfat(layer: &dyn Layer, at: u64) -> Option<Anchor> {
     let (head, seen) = read_vec(layer, at, 512);
-    let (shift, cluster_shift, fats) = (le(&head, 0x6C, 1), le(&head, 0x6D, 1), le(&head, 0x6E, 1));
+    let (shift, cluster_shift, tables) = (le(&head, 0x6C, 1), le(&head, 0x6D, 1), le(&head, 0x6E, 1));
     let (hidden, sectors) = (le(&head, 0x40, 8), le(&head, 0x48, 8));
     let empty = head.get(0x0B..0x40).is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0));
-    let fits = (9..=12).contains(&shift) && cluster_shift <= 25_u64.saturating_sub(shift) && (1..=2).contains(&fats);
-    if !seen.is_whole() || !empty || !fits || sectors < 2 * REGION || sectors > 1 << 50 {
+    let fits = (9..=12).contains(&shift) && cluster_shift <= 25_u64.saturating_sub(shift) && (1..=2).contains(&tables);
+    if !seen.is_whole() || !empty || !fits || !(REGION..=1 << 50).contains(&sectors) {
         return None;
     }
     let sector = 1_u64.checked_shl(u32::try_from(shift).ok()?)?;

@@ -70,12 +70,7 @@ pub(super) fn header_by(fdc: &Bytes, at: u64, memo: &Memo) -> Result<(Header, St
 }
 
 /// The volume out of `.fdc.sf` and the files beside it, without `.vh.sf`. `others` are what [`wants`] names but `.fdc.sf`.
-pub(super) fn join_headless(
-    fdc: &Bytes,
-    header: &Header,
-    others: &[Option<Bytes>],
-    memo: &Memo,
-) -> Result<Content, Error> {
+pub(super) fn join_headless(fdc: &Bytes, header: &Header, others: &[Option<Bytes>], memo: &Memo) -> Content {
     let (before, behind) = others.split_at_checked(FDC).unwrap_or((others, &[]));
     let files = [before, &[Some(Bytes::clone(fdc))], behind].concat();
     let head: Bytes = Arc::new(Blank::zero(0));
@@ -97,7 +92,7 @@ pub(super) fn wants(header: &Header) -> Vec<Want> {
 }
 
 /// The volume out of `.vh.sf` and the files beside it.
-pub(super) fn join(head: &Bytes, header: &Header, others: &[Option<Bytes>], memo: &Memo) -> Result<Content, Error> {
+pub(super) fn join(head: &Bytes, header: &Header, others: &[Option<Bytes>], memo: &Memo) -> Content {
     let mut findings = Vec::new();
     let mut lv =
         Parts { len: MAX_LEN, parts: vec![Part { at: 0, len: head.len(), from: Bytes::clone(head), offset: 0 }] };
@@ -135,7 +130,7 @@ pub(super) fn join(head: &Bytes, header: &Header, others: &[Option<Bytes>], memo
     let text = "only the volume's system files are there: what lies in its file blocks is absent";
     findings.push(Finding::new("VMFS-SF-ONLY", HEADER_AT..HEADER_AT, Trust::Inferred, text));
     let lv: Bytes = Arc::new(lv);
-    Ok(Content::Tree(Arc::new(Datastore::new(Volume::replayed(header.clone(), &lv, None, memo), findings))))
+    Content::Tree(Arc::new(Datastore::new(Volume::replayed(header.clone(), &lv, None, memo), findings)))
 }
 
 /// The parts of a volume that lie in its system files.
