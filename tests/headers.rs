@@ -7,9 +7,9 @@ use common::{expect, records};
 use std::fs;
 use std::path::{Path, PathBuf};
 use vdrecover_testdata::Device;
-use vdrecover_testdata::gpt::{Guid, Partition, TYPE_LINUX, TYPE_VMFS, write_gpt};
-use vdrecover_testdata::qcow2;
+use vdrecover_testdata::gpt::{Guid, Partition, TYPE_LINUX, TYPE_VMFS, write_gpt, write_gpt_of};
 use vdrecover_testdata::vmfs::{Content, Layout, Version, Vmfs, VmfsSpec};
+use vdrecover_testdata::{qcow2, vmdk};
 
 const MIB: u64 = 1 << 20;
 const LEN: u64 = 320 * MIB;
@@ -283,6 +283,69 @@ fn a_datastore_under_a_new_table_at_its_own_start_opens() {
             assert_eq!(codes, [""; 0], "{version:?}");
             has_content(&path, &file.unwrap(), &[], 0);
         }
+    }
+}
+
+/// A disk with sectors of 4096 bytes, and disks in containers: what is true of a plain one is true of them.
+#[test]
+fn tables_of_large_sectors_and_tables_in_containers() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut large = Vmfs::new(VmfsSpec { sector_size: 4096, ..VmfsSpec::new(Version::Six, LEN) });
+    large.mkdir("vm");
+    large.file("vm/big.bin", content(), &Layout::default());
+    let large = large.finish().remove(0);
+    let small = store(Version::Five);
+    for (name, sector, device) in [("large", 4096, &large), ("small", 512, &small)] {
+        let mut disk = Device::new(LEN + 4 * MIB);
+        disk.embed(MIB, device);
+        let own = Partition { kind: TYPE_VMFS, name: "store", start: MIB, len: LEN };
+        let short = Partition { kind: TYPE_LINUX, name: "new", start: MIB, len: 64 * MIB };
+        for (partition, codes) in [(own, &[][..]), (short, &["PART-CUT"])] {
+            write_gpt_of(&mut disk, sector, Guid::seeded(1), &[partition]);
+            let (code, codes) = (i32::from(!codes.is_empty()), codes.to_vec());
+            let path = saved(folder.path(), "disk.img", &disk);
+            let rows = records(code, ["info", "--json", path.to_str().unwrap()]);
+            let table = rows.iter().find(|row| row["format"] == "gpt").unwrap();
+            assert_eq!(table["facts"]["sector_size"], sector, "{name}");
+            let qcow = folder.path().join("disk.qcow2");
+            fs::write(&qcow, qcow2::write(&disk, &qcow2::Options::default())).unwrap();
+            let sparse = folder.path().join("disk.vmdk");
+            fs::write(&sparse, vmdk::hosted_sparse(&disk, "disk.vmdk", 7)).unwrap();
+            let stream = folder.path().join("stream.vmdk");
+            fs::write(&stream, vmdk::stream_optimized(&disk, "stream.vmdk", 7)).unwrap();
+            for image in [path, qcow, sparse, stream] {
+                let (file, told) = scanned(code, &[image.to_str().unwrap()]);
+                assert_eq!(told, codes, "{name}: {}", image.display());
+                has_content(&image, &file.unwrap(), &[], code);
+            }
+        }
+    }
+}
+
+/// Copies that lie in one folder: the generation in the metadata tells them apart, and where nothing does, that is said.
+#[test]
+fn copies_of_an_extent_are_told_apart_by_their_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Vmfs::new(VmfsSpec { extents: vec![LEN, LEN], ..VmfsSpec::new(Version::Five, 0) });
+    store.file("vm.bin", content(), &Layout::default());
+    let devices = store.finish();
+    let first = saved(folder.path(), "first.img", &devices[0]);
+    for (by, trust, why) in [
+        (1_u8, "inferred", "b.img is used, its LVM metadata has the higher generation"),
+        (0, "doubtful", "a.img is used, nothing tells which is newer"),
+    ] {
+        let a = saved(folder.path(), "a.img", &devices[1]);
+        let mut other = devices[1].clone();
+        let at = MIB + 0x72;
+        let generation = other.read(at, 1)[0];
+        other.write(at, &[generation + by]);
+        let b = saved(folder.path(), "b.img", &other);
+        let [first, a, b] = [&first, &a, &b].map(|path| path.to_str().unwrap());
+        let rows = records(1, ["scan", "--json", first, a, b]);
+        let copies: Vec<_> = rows.iter().filter(|row| row["code"] == "SET-COPY").collect();
+        let [copy] = copies[..] else { panic!("{copies:?}") };
+        assert!(copy["text"].as_str().unwrap().contains(why) && copy["trust"] == trust, "{copy:?}");
+        assert_eq!(rows.iter().filter(|row| row["record"] == "store").count(), 1);
     }
 }
 

@@ -8,8 +8,10 @@
 //! | NTFS boot sector, and its copy in the last sector | serial number | 0 or behind the last sector counted | the Linux NTFS documentation |
 //! | NTFS `FILE` record | – | own number at 0x2C, through the runs of record 0 | the Linux NTFS documentation |
 //! | FAT32 boot sector and its copy | volume id | 0, or the sector at 0x32 | Microsoft FAT specification 1.03 |
+//! | exFAT boot sector and its copy | serial number | 0, or sector 12; checksum in sector 11 of each | Microsoft exFAT specification |
 //! | ext2, 3, 4 superblock and its copies | UUID | group at 0x5A | the kernel's ext4 documentation |
 //! | XFS superblock with AGF behind it | UUID | number of the AG in the AGF | the XFS disk structures document |
+//! | Btrfs superblock and its copies | UUID of the device | own position at 0x30; CRC-32C | the kernel's Btrfs documentation |
 //! | swap header | UUID | 0 | the kernel's `swap.h` |
 //! | LVM2 label | UUID of the physical volume | own sector number | the on-disk format in LVM2's documentation |
 //!
@@ -51,6 +53,8 @@ const EXT: u32 = 6;
 const XFS: u32 = 7;
 const SWAP: u32 = 8;
 const LVM: u32 = 9;
+const EXFAT: u32 = 10;
+const BTRFS: u32 = 11;
 const CLASS: u32 = 16;
 
 /// What an identity is of.
@@ -64,10 +68,14 @@ pub enum Sort {
     Ntfs,
     /// FAT32.
     Fat,
+    /// exFAT.
+    ExFat,
     /// ext2, ext3 or ext4.
     Ext,
     /// XFS.
     Xfs,
+    /// A device of Btrfs.
+    Btrfs,
     /// Swap space.
     Swap,
     /// A physical volume of LVM2.
@@ -83,8 +91,10 @@ impl Sort {
             Self::Mbr => "mbr",
             Self::Ntfs => "ntfs",
             Self::Fat => "fat32",
+            Self::ExFat => "exfat",
             Self::Ext => "ext",
             Self::Xfs => "xfs",
+            Self::Btrfs => "btrfs",
             Self::Swap => "swap",
             Self::Lvm => "lvm",
         }
@@ -112,7 +122,7 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = String::new();
         let len = match self.sort {
-            Sort::Mbr | Sort::Fat => 4,
+            Sort::Mbr | Sort::Fat | Sort::ExFat => 4,
             Sort::Ntfs => 8,
             _ => 16,
         };
@@ -199,6 +209,12 @@ fn clue_kind(bytes: &[u8], at: u64) -> Option<u32> {
     if boot && has(bytes, 0x52, b"FAT32   ") {
         return Some(FAT);
     }
+    if boot && has(bytes, 3, b"EXFAT   ") {
+        return Some(EXFAT);
+    }
+    if has(bytes, 0x40, b"_BHRfS_M") {
+        return Some(BTRFS);
+    }
     if has(bytes, 0x38, &[0x53, 0xEF]) && linux::is_ext(bytes) {
         return Some(EXT);
     }
@@ -259,6 +275,8 @@ pub fn anchor(layer: &dyn Layer, clue: &Clue) -> Option<Anchor> {
         GPT => disk::gpt(layer, at),
         NTFS => windows::ntfs(&read_vec(layer, at, 1024).0, at),
         FAT => windows::fat(layer, &read(at, 512)?, at),
+        EXFAT => windows::exfat(layer, at),
+        BTRFS => linux::btrfs(&read(at, 4096)?, at),
         EXT => linux::ext(layer, &read(at, 1024)?, at),
         XFS => linux::xfs(layer, &read(at, 512)?, at),
         SWAP => linux::swap(&read(at, 4096)?, at),

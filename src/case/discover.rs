@@ -558,13 +558,11 @@ impl Work<'_> {
             if !certain && best(&bytes).0 <= score::WEAK {
                 if is_text_name(&file.entry.name) && bytes.len() <= TEXT {
                     let gone = health::of(&*bytes, health::LISTING).reasons.into_iter().find(|why| why.is_elsewhere());
-                    let (trust, text) = match gone {
-                        Some(why) => (Trust::Sound, format!("is named as a disk, and can't be read: {why}")),
-                        None => {
-                            let text = "is named as a disk and is none: its content is damaged, or something else";
-                            (Trust::Doubtful, text.to_owned())
-                        }
-                    };
+                    let none = "is named as a disk and is none: its content is damaged, or something else";
+                    let (trust, text) = gone.map_or_else(
+                        || (Trust::Doubtful, none.to_owned()),
+                        |why| (Trust::Sound, format!("is named as a disk, and can't be read: {why}")),
+                    );
                     let place = [b"store/", &self.case.stores[store].name[..], b"/", &file.path].concat();
                     let about = if item.is_some() { format!("{about} > ") } else { String::new() };
                     let about = about + &super::item::text(&place);

@@ -1,4 +1,4 @@
-//! What Linux guests have: ext, XFS, swap, LVM2.
+//! What Linux guests have: ext, XFS, Btrfs, swap, LVM2.
 
 use super::{Anchor, SECTOR, Sort, be, has, label, le};
 use crate::layer::Layer;
@@ -89,6 +89,24 @@ pub(super) fn xfs(layer: &dyn Layer, bytes: &[u8], at: u64) -> Option<Anchor> {
     anchor.offsets.push(number.checked_mul(ag_blocks)?.checked_mul(block)?);
     anchor.len = Some(bytes_len);
     anchor.label = label(bytes, 108, 12);
+    (anchor.of.id != [0; 16]).then_some(anchor)
+}
+
+pub(super) fn btrfs(bytes: &[u8], at: u64) -> Option<Anchor> {
+    /// Where the superblock and its copies lie on every device.
+    const PLACES: [u64; 3] = [64 << 10, 64 << 20, 256 << 30];
+    let (own, kind, devices) = (le(bytes, 0x30, 8), le(bytes, 0xC4, 2), le(bytes, 0x88, 8));
+    let len = le(bytes, 0xD1, 8);
+    let sum = u64::from(crc32c::crc32c(bytes.get(0x20..4096)?));
+    // Other kinds of checksum than CRC-32C have more bytes; then the rest has to do.
+    let sound = kind != 0 && kind <= 3 || sum == le(bytes, 0, 4);
+    if !sound || !PLACES.contains(&own) || devices == 0 || len <= own || len >= 1 << 60 {
+        return None;
+    }
+    let mut anchor = Anchor::new(at, Sort::Btrfs, bytes.get(0x10B..0x11B)?, len);
+    anchor.offsets.push(own);
+    anchor.len = Some(len);
+    anchor.label = label(bytes, 0x12B, 256);
     (anchor.of.id != [0; 16]).then_some(anchor)
 }
 

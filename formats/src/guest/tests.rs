@@ -54,6 +54,65 @@ fn ext_superblocks_know_their_group() {
     assert_eq!(only(1024, &ext_bytes(2, 900)), None, "a group that it does not have");
 }
 
+fn exfat_region() -> Vec<u8> {
+    let mut region = vec![0; 12 * 512];
+    put(&mut region, 3, b"EXFAT   ");
+    put(&mut region, 0x40, &2048_u64.to_le_bytes());
+    put(&mut region, 0x48, &100_000_u64.to_le_bytes());
+    put(&mut region, 0x64, &[1, 2, 3, 4]);
+    put(&mut region, 0x6C, &[9, 3, 1]);
+    put(&mut region, 510, &[0x55, 0xAA]);
+    // As the specification has it: a turn to the right, then the byte.
+    let mut sum = 0_u32;
+    for (i, byte) in region[..11 * 512].iter().enumerate() {
+        if ![106, 107, 112].contains(&i) {
+            sum =
+                (if sum & 1 == 1 { 0x8000_0000_u32 } else { 0 }).wrapping_add(sum >> 1).wrapping_add(u32::from(*byte));
+        }
+    }
+    for at in (11 * 512..12 * 512).step_by(4) {
+        put(&mut region, at, &sum.to_le_bytes());
+    }
+    region
+}
+
+#[test]
+fn exfat_boot_regions_are_proven_by_their_sum() {
+    let region = exfat_region();
+    let alone = only(4096, &region).unwrap();
+    assert_eq!((alone.of.sort, alone.offsets.as_slice(), alone.len), (Sort::ExFat, &[12 * 512][..], Some(51_200_000)));
+    assert_eq!((alone.hidden, alone.of.to_string().as_str()), (Some(1 << 20), "01020304"));
+    // Two in a row: the first has its copy behind it.
+    let mut bytes = vec![0; 65536];
+    put(&mut bytes, 4096, &[region.clone(), region.clone()].concat());
+    let layer = Memory::new(bytes);
+    let offsets: Vec<_> = [4096, 4096 + 12 * 512].map(|at| windows::exfat(&layer, at).unwrap().offsets).concat();
+    assert_eq!(offsets, [0, 12 * 512]);
+    let mut torn = region;
+    torn[3000] ^= 1;
+    assert_eq!(only(4096, &torn), None);
+}
+
+#[test]
+fn btrfs_superblocks_know_their_place() {
+    for place in [64_u64 << 10, 64 << 20] {
+        let mut bytes = vec![0; 4096];
+        put(&mut bytes, 0x30, &place.to_le_bytes());
+        put(&mut bytes, 0x40, b"_BHRfS_M");
+        put(&mut bytes, 0x88, &1_u64.to_le_bytes());
+        put(&mut bytes, 0xD1, &(1_u64 << 30).to_le_bytes());
+        put(&mut bytes, 0x10B, &[9; 16]);
+        put(&mut bytes, 0x12B, b"pool");
+        let sum = crc32c::crc32c(&bytes[0x20..]);
+        put(&mut bytes, 0, &sum.to_le_bytes());
+        let found = only(8192, &bytes).unwrap();
+        assert_eq!((found.of.sort, found.offsets.as_slice(), found.len), (Sort::Btrfs, &[place][..], Some(1 << 30)));
+        assert_eq!(found.label, b"pool");
+        bytes[900] ^= 1;
+        assert_eq!(only(8192, &bytes), None, "the checksum");
+    }
+}
+
 #[test]
 fn xfs_superblocks_know_their_group_by_the_agf() {
     let mut bytes = vec![0; 1024];

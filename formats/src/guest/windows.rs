@@ -1,4 +1,4 @@
-//! What Windows guests have: NTFS with its `$MFT`, FAT32.
+//! What Windows guests have: NTFS with its `$MFT`, FAT32, exFAT.
 
 use super::{Anchor, SECTOR, Sort, has, label, le};
 use crate::layer::Layer;
@@ -60,6 +60,39 @@ pub(super) fn fat(layer: &dyn Layer, bytes: &[u8], at: u64) -> Option<Anchor> {
     anchor.len = Some(len);
     anchor.hidden = Some(le(bytes, 0x1C, 4).saturating_mul(SECTOR)).filter(|hidden| *hidden != 0);
     anchor.label = label(bytes, 0x47, 11);
+    Some(anchor)
+}
+
+/// Sectors of a boot region of exFAT; its copy follows it.
+const REGION: u64 = 12;
+
+pub(super) fn exfat(layer: &dyn Layer, at: u64) -> Option<Anchor> {
+    let (head, seen) = read_vec(layer, at, 512);
+    let (shift, cluster_shift, tables) = (le(&head, 0x6C, 1), le(&head, 0x6D, 1), le(&head, 0x6E, 1));
+    let (hidden, sectors) = (le(&head, 0x40, 8), le(&head, 0x48, 8));
+    let empty = head.get(0x0B..0x40).is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0));
+    let fits = (9..=12).contains(&shift) && cluster_shift <= 25_u64.saturating_sub(shift) && (1..=2).contains(&tables);
+    if !seen.is_whole() || !empty || !fits || !(REGION..=1 << 50).contains(&sectors) {
+        return None;
+    }
+    let sector = 1_u64.checked_shl(u32::try_from(shift).ok()?)?;
+    // The last sector of the region repeats the sum of those before it; two fields that change are left out.
+    let sum_at = sector.saturating_mul(REGION.saturating_sub(1));
+    let (region, seen) = read_vec(layer, at, narrow(sum_at.saturating_add(4)));
+    let (body, sum) = region.split_at_checked(narrow(sum_at)).filter(|_| seen.is_whole())?;
+    let own = (0_usize..).zip(body).filter(|(at, _)| !matches!(at, 106 | 107 | 112));
+    let own = own.fold(0_u32, |sum, (_, byte)| sum.rotate_right(1).wrapping_add(u32::from(*byte)));
+    if u64::from(own) != le(sum, 0, 4) {
+        return None;
+    }
+    let len = sectors.checked_mul(sector)?;
+    let distance = REGION.saturating_mul(sector);
+    let (behind, seen) = read_vec(layer, at.checked_add(distance)?, 512);
+    let first = seen.is_whole() && has(&behind, 3, b"EXFAT   ") && behind.get(0x64..0x68) == head.get(0x64..0x68);
+    let mut anchor = Anchor::new(at, Sort::ExFat, head.get(0x64..0x68)?, len);
+    anchor.offsets.push(if first { 0 } else { distance });
+    anchor.len = Some(len);
+    anchor.hidden = hidden.checked_mul(sector).filter(|hidden| *hidden != 0);
     Some(anchor)
 }
 

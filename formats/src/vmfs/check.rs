@@ -254,7 +254,7 @@ impl Datastore {
             }
         });
         picture.unknown |= survey.unknown;
-        if survey.elsewhere {
+        if survey.elsewhere > 0 {
             picture.partial.insert(address);
         }
         for (code, (count, text)) in wrong {

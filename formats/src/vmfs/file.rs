@@ -420,8 +420,8 @@ impl File {
                 if raw == lost {
                     survey.unknown = true;
                     let own = table.at..table.at.saturating_add(wide(table.block.bytes.len()));
-                    survey.elsewhere |=
-                        *elsewhere.get_or_insert_with(|| super::elsewhere(&*self.space.lv, own).is_some());
+                    let gone = *elsewhere.get_or_insert_with(|| super::elsewhere(&*self.space.lv, own).is_some());
+                    survey.elsewhere = survey.elsewhere.saturating_add(gone.into());
                     continue;
                 }
                 let address = header.width.decode(raw);
@@ -442,7 +442,8 @@ impl File {
                 });
                 let Some(((at, block), size)) = table else {
                     survey.unknown = true;
-                    survey.elsewhere |= self.unmapped(u64::MAX, found).is_elsewhere();
+                    let gone = self.unmapped(u64::MAX, found).is_elsewhere();
+                    survey.elsewhere = survey.elsewhere.saturating_add(gone.into());
                     continue;
                 };
                 sink(at..at.saturating_add(size));
@@ -464,8 +465,8 @@ pub struct Survey {
     pub large: u64,
     /// Pointers are lost, and what they led to is not counted.
     pub unknown: bool,
-    /// Some of those are only outside of the dump, or on a device that was not given.
-    pub elsewhere: bool,
+    /// How many of those are only outside of the dump, or on a device that was not given.
+    pub elsewhere: u64,
     /// They name more than the volume has.
     pub endless: bool,
 }
