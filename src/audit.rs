@@ -104,9 +104,10 @@ fn pass(case: &Case, depth: Depth, progress: &Progress) -> Audit {
         }
         sum.used = RangeSet::build(own).total();
         let shared = Shared::of(claims);
-        let whole = findings.iter().filter(|finding| finding.trust == Trust::Doubtful).filter_map(|finding| {
-            if let Some(Concern::Whole(id)) = finding.node { Some(id) } else { None }
-        });
+        let whole = findings
+            .iter()
+            .filter(|finding| finding.trust == Trust::Doubtful)
+            .filter_map(|finding| if let Some(Concern::Whole(id)) = finding.node { Some(id) } else { None });
         let doubts = Doubts { nodes: whole.collect::<BTreeSet<_>>(), ranges: shared.ranges.as_slice().to_vec() };
         doubted |= doubts != Doubts::default();
         tree.doubt(doubts);
@@ -295,14 +296,16 @@ mod tests {
         }
         data.push((2000..2010, Some(3)));
         let shared = shared(data);
-        let want = "store/a/three and file 0x7, which no folder lists use the same 400 bytes: at most one of them is right";
+        let want =
+            "store/a/three and file 0x7, which no folder lists use the same 400 bytes: at most one of them is right";
         assert_eq!(told(&shared), [want]);
         assert_eq!(shared.ranges.total(), 400);
     }
 
     #[test]
     fn a_file_can_share_with_itself_and_with_structures() {
-        let all = [(0..10, Some(3)), (5..7, Some(3)), (20..30, None), (25..40, Some(3)), (50..60, None), (50..60, None)];
+        let all =
+            [(0..10, Some(3)), (5..7, Some(3)), (20..30, None), (25..40, Some(3)), (50..60, None), (50..60, None)];
         let shared = shared(all);
         assert_eq!(shared.ranges.as_slice(), [5..7, 25..30]);
         let told = told(&shared);

@@ -190,7 +190,8 @@ fn what_was_in_a_live_folder_is_found_under_its_name() {
     }
     let image = save(folder.path(), &store.finish());
     let found = found(&image);
-    let files: Vec<&str> = found.iter().filter(|(_, row)| row["type"] == "file").map(|(path, _)| path.as_str()).collect();
+    let files: Vec<&str> =
+        found.iter().filter(|(_, row)| row["type"] == "file").map(|(path, _)| path.as_str()).collect();
     let [in_b, in_c, top] = files.as_slice() else { panic!("{files:?}") };
     assert!(in_b.starts_with("found/orphaned/a/b/orphan_"), "{files:?}");
     assert!(in_c.starts_with("found/orphaned/c/orphan_"), "{files:?}");
@@ -235,7 +236,8 @@ fn scan_shows_lost_machines_and_how_to_get_them() {
     let commands: Vec<&str> = next["commands"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
     let command = commands.iter().find(|command| command.contains("::found/deleted/web ")).unwrap();
     let args: Vec<&str> = command.split(' ').skip(1).collect();
-    let done = std::process::Command::new(env!("CARGO_BIN_EXE_vdrecover")).args(args).current_dir(folder.path()).output();
+    let done =
+        std::process::Command::new(env!("CARGO_BIN_EXE_vdrecover")).args(args).current_dir(folder.path()).output();
     assert_eq!(done.unwrap().status.code(), Some(1), "inferred, as `cat` of it");
     assert!(fs::read(folder.path().join("web/web.raw")).unwrap() == disk.read(0, 3 << 20));
 }
@@ -259,4 +261,31 @@ fn fragments_of_a_disk_that_was_put_together_are_in_it() {
     let name = before[0]["path"].as_str().unwrap().rsplit('/').next().unwrap();
     assert!(!after[0]["path"].as_str().unwrap().contains(name), "{after:?}");
     assert!(after[0]["why"].as_str().unwrap().contains(&format!("all of {name} is in it")), "{after:?}");
+}
+
+/// What a search of free space saw is kept in the case folder for the next command, and holds for the same input only.
+#[test]
+fn a_search_is_kept_for_the_next_command() {
+    use vdrecover_testdata::scenes::{Order, lost_guest};
+    let (folder, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let guest = lost_guest(Version::Six, Guest::Ext, 3 << 30, Order::Ascending, Left::Zeroed);
+    let image = save(folder.path(), &guest.scene.devices);
+    let case = kept.path().join("case");
+    let options = ["--deep", "--case", case.to_str().unwrap()];
+    let disks = || scan(&image, &options).iter().filter(|row| row["class"] == "fragment").count();
+    let first = scan(&image, &options);
+    assert!(disks() > 0);
+    let files: Vec<PathBuf> = fs::read_dir(&case).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let of_search = |path: &&PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("search-");
+    let file = files.iter().find(of_search).unwrap();
+    assert_eq!(scan(&image, &options), first);
+    // Nothing is searched again: what the file does not tell is not found.
+    let mut text: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    text["clues"] = Vec::<Value>::new().into();
+    fs::write(file, text.to_string()).unwrap();
+    assert_eq!(disks(), 0);
+    // An input that changed is.
+    fs::File::open(&image).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    assert!(disks() > 0);
+    assert_eq!(scan(&image, &options), first);
 }

@@ -98,10 +98,8 @@ fn every_field_is_documented() {
     let documented = documented();
     for (kind, fields) in &all {
         let known = documented.get(kind).unwrap_or_else(|| panic!("docs/json.md has no record {kind}"));
-        let unknown: Vec<_> = fields
-            .iter()
-            .filter(|name| !matches!(name.as_str(), "v" | "record") && !known.contains(*name))
-            .collect();
+        let unknown: Vec<_> =
+            fields.iter().filter(|name| !matches!(name.as_str(), "v" | "record") && !known.contains(*name)).collect();
         assert!(unknown.is_empty(), "docs/json.md: the row of {kind} lacks {unknown:?}");
     }
     let missing: Vec<_> = documented.keys().filter(|kind| *kind != "mount" && !all.contains_key(*kind)).collect();

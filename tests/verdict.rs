@@ -65,7 +65,11 @@ fn a_block_of_two_files_and_a_free_one_are_told_by_all_commands() {
             [("a", 1, "doubtful", "shared"), ("b-flat.vmdk", 1, "doubtful", "shared"), ("c", 0, "sound", "none")]
         {
             let row = records(code, ["ls", "--json", &own(name)]).remove(0);
-            assert_eq!((&row["trust"], &row["cross_links"]), (&trust.into(), &links.into()), "{version:?} {name}: {row}");
+            assert_eq!(
+                (&row["trust"], &row["cross_links"]),
+                (&trust.into(), &links.into()),
+                "{version:?} {name}: {row}"
+            );
             assert_eq!(row["contradicted"].is_array(), trust != "sound", "{row}");
         }
         let disk = records(1, ["ls", "--json", &at(&image, "disks/b.raw")]).remove(0);
@@ -99,7 +103,9 @@ fn a_block_of_two_files_and_a_free_one_are_told_by_all_commands() {
         expect(1, ["recover", image.to_str().unwrap(), "-o", out.to_str().unwrap()]);
         let lines = fs::read_to_string(out.join("manifest.jsonl")).unwrap();
         let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        for (path, trust) in [("disks/b.raw", "doubtful"), ("store/datastore1/a", "doubtful"), ("store/datastore1/c", "sound")] {
+        for (path, trust) in
+            [("disks/b.raw", "doubtful"), ("store/datastore1/a", "doubtful"), ("store/datastore1/c", "sound")]
+        {
             let row = rows.iter().find(|row| row["path"] == path).unwrap_or_else(|| panic!("no {path}: {lines}"));
             assert_eq!(row["trust"], trust, "{row}");
             assert_eq!(row["contradicted"].is_array(), trust != "sound", "{row}");

@@ -245,7 +245,9 @@ fn place(case: &Case, nodes: Vec<FoundNode>, found: &mut Found) {
             });
             let (mut dir, mut above) = top.clone();
             for part in alive.folder(&node).into_iter().flat_map(|(_, path)| path.split(|byte| *byte == b'/')) {
-                let known = shadows.entry((dir, part.to_vec())).or_insert_with(|| names.dir_as(dir, part, plain(), State::Live));
+                let known = shadows
+                    .entry((dir, part.to_vec()))
+                    .or_insert_with(|| names.dir_as(dir, part, plain(), State::Live));
                 (dir, above) = (known.0, [&above[..], b"/", &known.1].concat());
             }
             (dir, above)

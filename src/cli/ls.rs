@@ -158,12 +158,11 @@ impl Listing<'_> {
             }
             return self.out.record("entry", record);
         }
-        let missing =
-            match (health.missing - health.not_given, health.not_given) {
-                (0, 0) => String::new(),
-                (0, bytes) => format!(" {} on a LUN that was not given", report::size(bytes)),
-                (bytes, _) => format!(" {} missing", report::size(bytes)),
-            };
+        let missing = match (health.missing - health.not_given, health.not_given) {
+            (0, 0) => String::new(),
+            (0, bytes) => format!(" {} on a LUN that was not given", report::size(bytes)),
+            (bytes, _) => format!(" {} missing", report::size(bytes)),
+        };
         let target = if entry.kind == Kind::Symlink { link_text(self.case, entry.id) } else { String::new() };
         self.out.line(format_args!(
             "{} {:>5} {:>5} {:>16} {} {:8} {:8} {}{target}{missing}",

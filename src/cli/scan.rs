@@ -340,12 +340,17 @@ impl Scan<'_> {
         self.out.line("LOST VMS AND DISKS")?;
         for (machine, health) in machines.iter().zip(&health) {
             let (name, path) = (printable(&machine.name), printable(&machine.path));
-            let disks: Vec<Value> = machine.disks.iter().zip(health).map(|(disk, health)| {
-                json!({
-                    "name": printable(&disk.name), "length": self.len(disk), "trust": health.trust.word(),
-                    "map": health.sums(),
+            let disks: Vec<Value> = machine
+                .disks
+                .iter()
+                .zip(health)
+                .map(|(disk, health)| {
+                    json!({
+                        "name": printable(&disk.name), "length": self.len(disk), "trust": health.trust.word(),
+                        "map": health.sums(),
+                    })
                 })
-            }).collect();
+                .collect();
             self.out.record(
                 "lost_vm",
                 json!({

@@ -439,8 +439,7 @@ impl Datastore {
             sink(self.about(fd, Concern::Whole, "VMFS-FD-BLOCKS", self.whole(fd), text))?;
         }
         // Resource files were claimed in part 0, as far as they are nobody else's.
-        let resources =
-            [FdAddress::FBB, FdAddress::FDC, FdAddress::PBC, FdAddress::SBC, FdAddress::VH, FdAddress::JBC];
+        let resources = [FdAddress::FBB, FdAddress::FDC, FdAddress::PBC, FdAddress::SBC, FdAddress::VH, FdAddress::JBC];
         let is_resource = fd.kind == Type::System
             && (resources.contains(&fd.address) || self.volume.space.header.pb2() == Some(fd.address));
         if is_resource || fd.shape == Shape::Elsewhere {

@@ -311,9 +311,10 @@ impl File {
                 return Run { trust: slot.trust, ..Run::lost(want, Why::Unmapped, slot.pointer_at) };
             };
             let run = pool.run(body.saturating_add(into), want.min(pool.size.saturating_sub(into)));
-            let own = self.witness.as_ref().map_or(Trust::Sound, |witness| {
-                witness.resource(address, self.descriptor.address)
-            });
+            let own = self
+                .witness
+                .as_ref()
+                .map_or(Trust::Sound, |witness| witness.resource(address, self.descriptor.address));
             return Run { trust: run.trust.max(slot.trust).max(own), ..run };
         }
         match self.target(raw, start, slot.shift) {
