@@ -196,12 +196,7 @@ impl Datastore {
     }
 
     /// The places of a range of a file.
-    fn places(
-        &self,
-        file: &dyn Layer,
-        range: Range<u64>,
-        sink: &mut dyn FnMut(&dyn Layer, Range<u64>) -> ControlFlow<()>,
-    ) -> ControlFlow<()> {
+    fn places(&self, file: &dyn Layer, range: Range<u64>, sink: Taker<'_>) -> ControlFlow<()> {
         let mut at = range.start;
         while at < range.end {
             let run = file.run(at, range.end.saturating_sub(at));
@@ -533,6 +528,9 @@ impl Datastore {
         ControlFlow::Continue(())
     }
 }
+
+/// Takes places of a layer; `Break` stops.
+type Taker<'s> = &'s mut dyn FnMut(&dyn Layer, Range<u64>) -> ControlFlow<()>;
 
 /// Neighbours in a bitmap that are alike: the first of them, how many, and whether they are free.
 fn stretches(free: &[bool], most: usize) -> Vec<(u64, u64, bool)> {
