@@ -35,6 +35,7 @@ mod sweep;
 mod system;
 #[cfg(test)]
 mod tests;
+mod top;
 pub mod tree;
 pub mod volume;
 mod witness;

@@ -13,6 +13,7 @@ use super::journal;
 use super::lvm::Logical;
 use super::owner::{self, Owned};
 use super::resource::Resource;
+use super::top;
 use crate::error::Error;
 use crate::layer::{Bytes, Layer, Place, Trust};
 use crate::memo::{Block, Memo};
@@ -122,6 +123,8 @@ pub struct Volume {
     /// Which hosts had it.
     pub heartbeats: Heartbeats,
     owned: OnceLock<Owned>,
+    /// The top folder, as far as it can be had without its descriptor.
+    top: OnceLock<Option<Descriptor>>,
     /// What was seen on the way.
     pub findings: Vec<Finding>,
 }
@@ -191,7 +194,7 @@ impl Volume {
         }
         let heartbeats = Heartbeats::load(&**lv, &space.header);
         findings.extend(heartbeats.findings(&|at| space.physical(at)));
-        Self { space, pools, fdc, fbb, sfb, jbc, heartbeats, owned: OnceLock::new(), findings }
+        Self { space, pools, fdc, fbb, sfb, jbc, heartbeats, owned: OnceLock::new(), top: OnceLock::new(), findings }
     }
 
     /// Where the descriptor of an address lies in the volume.
@@ -226,6 +229,10 @@ impl Volume {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
+        if address == FdAddress::ROOT {
+            let top = self.top.get_or_init(|| owner::rebuild(self, at, address).or_else(|| top::find(self, at)));
+            return top.clone().ok_or(error);
+        }
         // System files are needed to find what is left of others.
         if self.space.header.fixed(address).is_some() || self.is_free(address) != Some(false) {
             return Err(error);
