@@ -167,7 +167,7 @@ impl Case {
         };
         discover::run(&mut case, options, progress)?;
         if options.deep {
-            search::run(&mut case, progress);
+            search::run(&mut case, options, progress);
         }
         machines::find(&mut case);
         case.names = names::build(&case);

@@ -262,3 +262,30 @@ fn fragments_of_a_disk_that_was_put_together_are_in_it() {
     assert!(!after[0]["path"].as_str().unwrap().contains(name), "{after:?}");
     assert!(after[0]["why"].as_str().unwrap().contains(&format!("all of {name} is in it")), "{after:?}");
 }
+
+/// What a search of free space saw is kept in the case folder for the next command, and holds for the same input only.
+#[test]
+fn a_search_is_kept_for_the_next_command() {
+    use vdrecover_testdata::scenes::{Order, lost_guest};
+    let (folder, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let guest = lost_guest(Version::Six, Guest::Ext, 3 << 30, Order::Ascending, Left::Zeroed);
+    let image = save(folder.path(), &guest.scene.devices);
+    let case = kept.path().join("case");
+    let options = ["--deep", "--case", case.to_str().unwrap()];
+    let disks = || scan(&image, &options).iter().filter(|row| row["class"] == "fragment").count();
+    let first = scan(&image, &options);
+    assert!(disks() > 0);
+    let files: Vec<PathBuf> = fs::read_dir(&case).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let of_search = |path: &&PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with("search-");
+    let file = files.iter().find(of_search).unwrap();
+    assert_eq!(scan(&image, &options), first);
+    // Nothing is searched again: what the file does not tell is not found.
+    let mut text: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+    text["clues"] = Vec::<Value>::new().into();
+    fs::write(file, text.to_string()).unwrap();
+    assert_eq!(disks(), 0);
+    // An input that changed is.
+    fs::File::open(&image).unwrap().set_modified(std::time::SystemTime::now()).unwrap();
+    assert!(disks() > 0);
+    assert_eq!(scan(&image, &options), first);
+}

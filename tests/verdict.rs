@@ -156,9 +156,40 @@ fn a_raw_lun_that_was_not_given_is_no_loss() {
         assert_eq!((&gap[0]["kind"], &gap[0]["why"]), (&"lost".into(), &"not-given".into()));
     }
     // With the LUN the disk is whole, but nothing proves that it is that one.
-    let lun = folder.path().join("lun-rdm.vmdk");
+    let other = tempfile::tempdir().unwrap();
+    let lun = other.path().join("sdx");
     fs::write(&lun, vec![7; usize::try_from(4 * MIB).unwrap()]).unwrap();
     let with = ["--with", lun.to_str().unwrap()];
     let bytes = expect(1, ["cat", &at(&image, "disks/lun.raw")].iter().chain(&with));
     assert!(bytes == fs::read(&lun).unwrap());
+}
+
+/// The top folder says itself that it is it: without its descriptor the names are still there, and inferred.
+#[test]
+fn a_top_folder_without_descriptor_is_listed() {
+    for version in [Version::Five, Version::Six] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Vmfs::new(VmfsSpec::new(version, 2 << 30));
+        let auto = Layout::default();
+        store.mkdir("vm");
+        store.file("vm/a", Content::patterned(2 * MIB, 1), &auto);
+        store.file("b", Content::patterned(2 * MIB, 2), &auto);
+        store.sync();
+        let root = store.landmarks()["root"];
+        store.write_lv(root, &[0xAA; 2048]);
+        let image = folder.path().join("store.img");
+        store.into_devices()[0].save(&image).unwrap();
+        let rows = records(0, ["ls", "-R", "--json", &at(&image, STORE)]);
+        let paths: Vec<&str> = rows.iter().filter_map(|row| row["path"].as_str()).collect();
+        for (path, seed) in [("vm/a", 1), ("b", 2)] {
+            let path = format!("{STORE}/{path}");
+            assert!(paths.contains(&path.as_str()), "{version:?}: {paths:?}");
+            let bytes = expect(0, ["cat", &at(&image, &path)]);
+            assert!(bytes == Content::patterned(2 * MIB, seed).read(0, bytes.len()), "{version:?}");
+        }
+        let told = records(1, ["scan", "--json", image.to_str().unwrap()]);
+        let found: Vec<_> = told.iter().filter(|row| row["code"] == "VMFS-FD-OWNERS").collect();
+        assert_eq!((found.len(), &found[0]["trust"]), (1, &"inferred".into()), "{version:?}");
+        assert!(!told.iter().any(|row| row["record"] == "unlinked"), "{version:?}: {told:?}");
+    }
 }

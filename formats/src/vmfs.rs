@@ -38,6 +38,7 @@ mod sweep;
 mod system;
 #[cfg(test)]
 mod tests;
+mod top;
 pub mod tree;
 pub mod volume;
 mod witness;

@@ -17,9 +17,9 @@ const MOST: usize = 16;
 impl Compared {
     /// Keeps what was observed of a node.
     pub fn add(&mut self, id: NodeId, noted: &Noted) {
-        let notes = self.notes.entry(id).or_default();
-        if notes.len() < MOST && !notes.iter().any(|known| known.finding == noted.finding) {
-            notes.push(noted.clone());
+        let own = self.notes.entry(id).or_default();
+        if own.len() < MOST && !own.iter().any(|known| known.finding == noted.finding) {
+            own.push(noted.clone());
         }
     }
 

@@ -204,12 +204,15 @@ fn swallow(whole: &mut [Whole], store: usize, tree: &dyn Tree, entry: &Entry) ->
     true
 }
 
+/// What keeps names apart: the folder that was found, the store, the class, the folder that is alive, and the name.
+type Key = (Option<usize>, usize, State, Option<NodeId>, Vec<u8>);
+
 /// Gives every node its place in the tree.
 fn place(case: &Case, nodes: Vec<FoundNode>, found: &mut Found) {
     let several = nodes.iter().any(|node| node.store != nodes[0].store);
-    let mut namesakes: HashMap<(Option<usize>, usize, State, Option<NodeId>, Vec<u8>), usize> = HashMap::new();
+    let mut namesakes: HashMap<Key, usize> = HashMap::new();
     let alive = Alive::of(case, &nodes);
-    let key = |node: &FoundNode| {
+    let key = |node: &FoundNode| -> Key {
         // In a folder the class does not keep names apart.
         let (state, parent) = match node.folder {
             Some(_) => (State::Live, None),

@@ -1,8 +1,9 @@
-//! What a case folder keeps: sweeps, so that a device is read from end to end once.
+//! What a case folder keeps: sweeps and searches, so that a device is read from end to end once.
 //!
-//! A sweep holds for an input with the same path, length and time of change. Whatever else is in the file, or
-//! is not, means that the device is swept again.
+//! A sweep holds for an input with the same path, length and time of change, a search for the same of all inputs and
+//! their maps, and for the same free space. Whatever else is in the file, or is not, means that it is done again.
 
+use super::{Case, Options, Store};
 use crate::progress::Progress;
 use crate::source::Source;
 use crate::sweep::{SweepOptions, sweep as pass};
@@ -120,23 +121,72 @@ fn load(file: &Path, identity: &Value) -> Option<Vec<(&'static Format, Vec<Clue>
         .collect()
 }
 
+/// What a search of the free space of one store saw.
+pub(super) struct Kept {
+    file: PathBuf,
+    identity: Value,
+}
+
+impl Kept {
+    pub(super) fn new(
+        folder: &Path,
+        case: &Case,
+        store: &Store,
+        options: &Options,
+        free: &[std::ops::Range<u64>],
+    ) -> Self {
+        let maps = options.maps.iter().map(|map| {
+            let digest = fs::read(&map.map).map(|text| crate::digest::hex(&crate::digest::sha256(&text)));
+            json!([map.image.display().to_string(), map.shift, digest.ok()])
+        });
+        let space: Vec<u8> =
+            free.iter().flat_map(|range| [range.start, range.end]).flat_map(u64::to_le_bytes).collect();
+        let identity = json!({
+            "version": VERSION,
+            "inputs": super::identity(case),
+            "maps": maps.collect::<Vec<_>>(),
+            "store": crate::report::printable(&store.name),
+            "free": crate::digest::hex(&crate::digest::sha256(&space)),
+        });
+        // One file for a store of these inputs: what does not hold any more is replaced.
+        let sources = case.sources.all();
+        let paths = sources.iter().map(|source| source.path.as_os_str().as_encoded_bytes());
+        let name: Vec<u8> = paths.chain([&store.name[..]]).collect::<Vec<_>>().join(&0);
+        let digest = crate::digest::hex(&crate::digest::sha256(&name));
+        Self { file: folder.join(format!("search-{}.json", &digest[..16])), identity }
+    }
+
+    /// The clues, if they still hold.
+    pub(super) fn load(&self) -> Option<Vec<Clue>> {
+        let kept: Value = serde_json::from_slice(&fs::read(&self.file).ok()?).ok()?;
+        let clues = kept.get("clues").filter(|_| kept.get("identity") == Some(&self.identity))?;
+        clues.as_array()?.iter().map(clue).collect()
+    }
+
+    pub(super) fn save(&self, clues: &[Clue]) -> Result<()> {
+        write(&self.file, &json!({"identity": self.identity, "clues": values(clues)}))
+    }
+}
+
+fn values(clues: &[Clue]) -> Vec<Value> {
+    clues.iter().map(|clue| json!([clue.at, clue.kind, clue.len, clue.value])).collect()
+}
+
 fn clue(kept: &Value) -> Option<Clue> {
     let number = |at: usize| kept.get(at)?.as_u64();
     Some(Clue { at: number(0)?, kind: u32::try_from(number(1)?).ok()?, len: number(2)?, value: number(3)? })
 }
 
 fn save(file: &Path, identity: &Value, clues: &[(&'static Format, Vec<Clue>)]) -> Result<()> {
-    let sets: Vec<Value> = clues
-        .iter()
-        .map(|(format, clues)| {
-            let clues: Vec<Value> =
-                clues.iter().map(|clue| json!([clue.at, clue.kind, clue.len, clue.value])).collect();
-            json!({"format": format.name, "clues": clues})
-        })
-        .collect();
+    let sets: Vec<Value> =
+        clues.iter().map(|(format, clues)| json!({"format": format.name, "clues": values(clues)})).collect();
+    write(file, &json!({"identity": identity, "clues": sets}))
+}
+
+fn write(file: &Path, kept: &Value) -> Result<()> {
     let part = file.with_extension("part");
     // Made anew: a link of that name must not lead the bytes elsewhere.
     let _ = fs::remove_file(&part);
-    fs::File::create_new(&part)?.write_all(&serde_json::to_vec(&json!({"identity": identity, "clues": sets}))?)?;
+    fs::File::create_new(&part)?.write_all(&serde_json::to_vec(kept)?)?;
     Ok(fs::rename(&part, file)?)
 }

@@ -1,6 +1,7 @@
 //! Searching the free space of a tree for what is left of files that nothing names any more.
 
-use super::{Case, Noted};
+use super::keep::Kept;
+use super::{Case, Noted, Options, Store};
 use crate::progress::Progress;
 use crate::ranges::RangeSet;
 use crate::sweep::{SweepOptions, sweep};
@@ -8,6 +9,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use vdrecover_formats::format::{Clue, Holds, Sweep, score};
 use vdrecover_formats::link::Opened;
+use vdrecover_formats::tree::Search;
 use vdrecover_formats::{Bytes, Error, Finding, Format, Layer, Memo, Note, Tree, Trust};
 
 /// Clues of one search, 32 bytes each: a device of 64 TiB that is full has 4 million stretches of 16 MiB to tell of.
@@ -27,6 +29,12 @@ pub struct Searched {
 #[must_use]
 pub fn search(tree: &dyn Tree, options: &SweepOptions, progress: &Progress) -> Option<Searched> {
     let search = tree.search()?;
+    let (clues, findings) = look(&search, options, progress);
+    Some(Searched { tree: (search.build)(&clues), findings })
+}
+
+/// What there is in the free space, and what could not be looked at.
+fn look(search: &Search, options: &SweepOptions, progress: &Progress) -> (Vec<Clue>, Vec<Finding>) {
     // To the sweep a search is a format like any other, of which only the look is used.
     let format = Format {
         name: "search",
@@ -50,21 +58,36 @@ pub fn search(tree: &dyn Tree, options: &SweepOptions, progress: &Progress) -> O
         let text = format!("the search of free space was stopped at {at:#x}");
         findings.push(Finding::new("SEARCH-STOPPED", at..at, Trust::Inferred, text));
     }
-    let clues: Vec<Clue> = swept.clues.into_iter().flat_map(|(_, clues)| clues).collect();
+    (swept.clues.into_iter().flat_map(|(_, clues)| clues).collect(), findings)
+}
+
+/// The same with the clues that the case folder keeps, if they still hold; else what was seen is kept there.
+fn kept(case: &Case, store: &Store, options: &Options, progress: &Progress) -> Option<Searched> {
+    let search = store.tree.search()?;
+    let keep = options.keep.as_deref().map(|folder| Kept::new(folder, case, store, options, &search.free));
+    if let Some(clues) = keep.as_ref().and_then(Kept::load) {
+        return Some(Searched { tree: (search.build)(&clues), findings: Vec::new() });
+    }
+    let (clues, mut findings) = look(&search, &SweepOptions::default(), progress);
+    // What could not be read may be there the next time.
+    if let Some(keep) = keep.filter(|_| findings.is_empty()) {
+        findings.extend(keep.save(&clues).err().map(|error| {
+            let text = format!("the search could not be kept: {error:#}");
+            Finding::new("CASE-KEEP", 0..0, Trust::Sound, text)
+        }));
+    }
     Some(Searched { tree: (search.build)(&clues), findings })
 }
 
 /// Searches the free space of every store that is shown, and tells what was seen.
-pub(super) fn run(case: &mut Case, progress: &Progress) {
+pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) {
     for index in 0..case.stores.len() {
         let store = &case.stores[index];
         if !store.shown {
             continue;
         }
         let about = store.item.map_or_else(|| super::item::text(&store.name), |item| case.label(item));
-        let Some(Searched { tree, mut findings }) = search(&*store.tree, &SweepOptions::default(), progress) else {
-            continue;
-        };
+        let Some(Searched { tree, mut findings }) = kept(case, store, options, progress) else { continue };
         for part in 0..tree.parts() {
             let _ = tree.audit(part, &mut |note| {
                 if let Note::Finding(finding) = note {
@@ -96,7 +119,7 @@ mod tests {
     use super::*;
     use vdrecover_formats::adapt::{Blank, Concat, Memory};
     use vdrecover_formats::format::Window;
-    use vdrecover_formats::tree::{Entry, Find, Finder, Lister, Named, Node, NodeId, Search, State};
+    use vdrecover_formats::tree::{Entry, Find, Finder, Lister, Named, Node, NodeId, State};
     use vdrecover_formats::{Kind, Why};
 
     /// A tree with free space, and the tree that its clues make.

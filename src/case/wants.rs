@@ -4,6 +4,7 @@ use super::folder::Folder;
 use super::item::{Filled, ItemId, Origin};
 use super::paths;
 use super::{Case, Item};
+use crate::source::Source;
 use std::cmp::{Ordering, Reverse};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
@@ -179,6 +180,30 @@ fn among_sources(case: &Case, name: &[u8], exact: bool) -> Option<Named> {
     Some(Named { entry, store: None, tree, exact })
 }
 
+/// The only further file that was given and is as long as this: a LUN has no name that an image could know.
+fn of_length(case: &Case, len: u64) -> Option<Named> {
+    use std::os::unix::ffi::OsStrExt;
+    let further = |source: &&Arc<Source>| !case.inputs.iter().any(|input| Arc::ptr_eq(input, source));
+    let all = case.sources.all();
+    let mut fits = all.iter().filter(|source| source.len == len && len > 0).filter(further);
+    let (source, None) = (fits.next()?, fits.next()) else { return None };
+    let tree: Arc<dyn Tree> = host_folder(case, &source.path)?.tree;
+    let entry = tree.lookup(tree.root(), source.path.file_name()?.as_bytes()).ok().flatten()?;
+    Some(Named { entry, store: None, tree, exact: false })
+}
+
+/// A LUN that was given for a mapping: nothing in the mapping proves that it is that one.
+fn lun_of(lun: &Named, name: &str) -> (Filled, Option<Named>) {
+    let shown = super::item::text(&lun.entry.name);
+    match lun.tree.open(lun.entry.id) {
+        Ok(bytes) => {
+            let why = format!("{shown} was given, and taken for the LUN that {name} maps");
+            (Filled { bytes: Some(bytes), item: None, trust: Trust::Inferred, why }, None)
+        }
+        Err(error) => (Filled::nothing(format!("{shown}: {error}")), None),
+    }
+}
+
 /// What a want for bytes is met with.
 pub(super) fn extent(case: &Case, id: ItemId, want: &Want) -> (Filled, Option<Named>) {
     let item = &case.items[id];
@@ -188,7 +213,11 @@ pub(super) fn extent(case: &Case, id: ItemId, want: &Want) -> (Filled, Option<Na
         return (Filled::nothing(format!("{name} is not there: {}", remedy(case, item, hint))), None);
     };
     if named.entry.kind == Kind::Mapping {
-        return (Filled::nothing(format!("{name} maps a LUN that was not given")), Some(named));
+        let file = hint.rsplit(|byte| *byte == b'/').next().unwrap_or(hint);
+        return match among_sources(case, file, false).or_else(|| of_length(case, want.len?)) {
+            Some(lun) => lun_of(&lun, &name),
+            None => (Filled::nothing(format!("{name} maps a LUN that was not given")), Some(named)),
+        };
     }
     match named.tree.open(named.entry.id) {
         Ok(bytes) => {

@@ -127,7 +127,9 @@ fn copy(layer: &dyn Layer, range: Range<u64>, how: &How<'_>, out: &mut Out) -> R
     if trust > Trust::Sound {
         let why = if contradicted.is_empty() { "; `vdrecover scan` says why" } else { "" };
         out.error(&format!("{shown}: the bytes are {}{why}", trust.word()));
-        contradicted.iter().for_each(|text| out.error(text));
+        for text in contradicted {
+            out.error(text);
+        }
     }
     Ok(Outcome::doubt_if(missing > 0 || trust > Trust::Sound))
 }

@@ -170,9 +170,10 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     let is_pipe = matches!(dest, Dest::Pipe(_));
     let mut outcome = tell(&done, &command.output, is_pipe, out)?;
     for noted in case.contradictions(found.entry.id) {
-        match is_pipe {
-            true => out.error(&format!("{}: {}", noted.about, noted.finding.text)),
-            false => super::scan::show_finding(noted, out)?,
+        if is_pipe {
+            out.error(&format!("{}: {}", noted.about, noted.finding.text));
+        } else {
+            super::scan::show_finding(noted, out)?;
         }
     }
     let own = done.files.first().map_or(&done.digest, |file| &file.digest);

@@ -169,7 +169,9 @@ impl Listing<'_> {
             health.trust.word(),
             report::printable(shown),
         ))?;
-        against.iter().for_each(|why| self.out.error(why));
+        for why in &against {
+            self.out.error(why);
+        }
         Ok(())
     }
 

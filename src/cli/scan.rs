@@ -381,12 +381,13 @@ impl Scan<'_> {
 
     /// How much of a disk is there, in words.
     fn left_of(&self, disk: &FoundDisk, health: &Health) -> String {
-        let lost = health.missing - health.overwritten;
+        let lost = health.missing - health.overwritten - health.not_given;
         let sums = [
             (health.data, "there"),
             (health.empty, "never written"),
             (health.overwritten, "overwritten"),
             (lost, "lost"),
+            (health.not_given, "on a LUN that was not given"),
         ];
         let sums = sums.iter().filter(|(bytes, word)| *bytes > 0 || *word == "there");
         let sums: Vec<String> = sums.map(|(bytes, word)| format!("{} {word}", report::size(*bytes))).collect();

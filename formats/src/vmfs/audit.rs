@@ -20,9 +20,6 @@ use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-/// Takes places: which layer, and which of its bytes.
-type Sight<'a> = &'a mut dyn FnMut(&dyn Layer, Range<u64>) -> ControlFlow<()>;
-
 /// Clusters of file blocks in a part.
 const CLUSTERS: u64 = 256;
 /// Lost ranges of one file that get a finding of their own.
@@ -214,7 +211,7 @@ impl Datastore {
     }
 
     /// The places of a range of a file.
-    fn places(&self, file: &dyn Layer, range: Range<u64>, sink: Sight<'_>) -> ControlFlow<()> {
+    fn places(&self, file: &dyn Layer, range: Range<u64>, sink: Taker<'_>) -> ControlFlow<()> {
         let mut at = range.start;
         while at < range.end {
             let run = file.run(at, range.end.saturating_sub(at));
@@ -451,6 +448,14 @@ impl Datastore {
                 );
                 ("VMFS-FD-JOURNAL", text)
             }
+            Origin::Owners if fd.address == FdAddress::ROOT && fd.parent.is_none() => {
+                let text = format!(
+                    "{} can't be read; the top folder is read from a block that says it is it: what of it lay in others \
+                     is missing",
+                    fd.address
+                );
+                ("VMFS-FD-OWNERS", text)
+            }
             Origin::Owners => {
                 let guess = if fd.trust == Trust::Doubtful {
                     "in an order, and with a length, that are guessed"
@@ -590,6 +595,9 @@ impl Datastore {
         ControlFlow::Continue(())
     }
 }
+
+/// Takes places of a layer; `Break` stops.
+type Taker<'s> = &'s mut dyn FnMut(&dyn Layer, Range<u64>) -> ControlFlow<()>;
 
 /// Neighbours in a bitmap that are alike: the first of them, how many, and whether they are free.
 fn stretches(free: &[bool], most: usize) -> Vec<(u64, u64, bool)> {

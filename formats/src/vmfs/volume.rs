@@ -15,6 +15,7 @@ use super::lvm::Logical;
 use super::owner::{self, Owned};
 use super::relic;
 use super::resource::Resource;
+use super::top;
 use crate::error::Error;
 use crate::layer::{Bytes, Layer, Place, Trust, Why};
 use crate::memo::{Block, Memo};
@@ -202,6 +203,8 @@ pub struct Volume {
     /// Which hosts had it.
     pub heartbeats: Heartbeats,
     owned: OnceLock<Owned>,
+    /// The top folder, as far as it can be had without its descriptor.
+    top: OnceLock<Option<Descriptor>>,
     /// What was seen on the way.
     pub findings: Vec<Finding>,
 }
@@ -239,7 +242,7 @@ impl Volume {
         let sfb = fbb.as_ref().filter(|_| six).and_then(|fbb| small(&space, fbb, &mut findings));
         let heartbeats = Heartbeats::load(&**lv, &space.header);
         findings.extend(heartbeats.findings(&|at| space.physical(at)));
-        Self { space, pools, fdc, fbb, sfb, jbc, heartbeats, owned: OnceLock::new(), findings }
+        Self { space, pools, fdc, fbb, sfb, jbc, heartbeats, owned: OnceLock::new(), top: OnceLock::new(), findings }
     }
 
     /// The bitmaps of file blocks, of VMFS6 of the small ones, if they can be had.
@@ -282,6 +285,10 @@ impl Volume {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
+        if address == FdAddress::ROOT {
+            let top = self.top.get_or_init(|| owner::rebuild(self, at, address).or_else(|| top::find(self, at)));
+            return top.clone().ok_or(error);
+        }
         // System files are needed to find what is left of others.
         if self.space.header.fixed(address).is_some() {
             let made = self.resources().find(|resource| resource.file.descriptor().address == address);
