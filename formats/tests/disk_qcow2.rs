@@ -449,7 +449,8 @@ fn unreadable_table_sectors_cost_their_entries() {
     let (bytes, seen) = read_vec(&*layer, 3 * 4096, 4096);
     assert!(bytes.iter().all(|byte| *byte == 4) && seen.is_whole() && seen.trust == Trust::Inferred);
     // Without the end of the file nothing tells which of two is there.
-    let broken = Damaged::new(memory(image()[..10 * 4096].to_vec()), vec![8192 + 48..8192 + 64], Why::Unreadable);
+    let (hit, cut) = (8192 + 48..8192 + 64, memory(image()[..10 * 4096].to_vec()));
+    let broken = Damaged::new(cut, Vec::from([hit]), Why::Unreadable);
     let layer = disk(&(Arc::new(broken) as Bytes));
     check(&layer);
     assert_eq!(gaps(&layer), [(6 * 4096, 2 * 4096, "unmapped".to_owned())]);
@@ -537,6 +538,96 @@ fn hostile_headers_cost_nothing() {
                 .unwrap();
             }
         }
+    }
+}
+
+/// The shapes of CVE-2014-0142 to 0148 and 0150: sizes and places that no file can back.
+#[test]
+fn sizes_that_no_file_can_back() {
+    let big = |at: usize, value: u64| move |b: &mut Vec<u8>| b[at..at + 8].copy_from_slice(&value.to_be_bytes());
+    let word = |at: usize, value: u32| move |b: &mut Vec<u8>| b[at..at + 4].copy_from_slice(&value.to_be_bytes());
+    let cases: Vec<(&str, Box<dyn Fn(&mut Vec<u8>)>)> = vec![
+        ("l1_size", Box::new(word(36, u32::MAX))),
+        ("refcount_table_clusters", Box::new(word(56, u32::MAX))),
+        ("refcount_table_offset", Box::new(big(48, u64::MAX << 12))),
+        ("refcount_table on the header", Box::new(|b| b[56..60].copy_from_slice(&1_u32.to_be_bytes()))),
+        ("refcount_order", Box::new(word(96, 63))),
+        ("nb_snapshots over the whole file", Box::new(|b| b[60..68].copy_from_slice(&[0xff; 8]))),
+        (
+            "snapshots that lie on L1",
+            Box::new(|b| b[60..72].copy_from_slice(&[0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 16, 0])),
+        ),
+        ("size", Box::new(big(24, u64::MAX))),
+        (
+            "size and l1_size",
+            Box::new(|b| {
+                b[24..32].fill(0x7f);
+                b[36..40].fill(0xff);
+            }),
+        ),
+        ("an extension of 4 GiB", Box::new(|b| b[104..112].copy_from_slice(&[1, 2, 3, 4, 0xff, 0xff, 0xff, 0xff]))),
+        ("extensions of no bytes without end", Box::new(|b| b[104..4096].chunks_mut(8).for_each(|c| c[0] = 9))),
+        (
+            "65535 bitmaps over the whole file",
+            Box::new(|b| {
+                b[104..112].copy_from_slice(&[0x23, 0x85, 0x28, 0x75, 0, 0, 0, 24]);
+                b[112..136].copy_from_slice(&[
+                    0, 0, 0xff, 0xff, 0, 0, 0, 0, 0x7f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x30, 0,
+                ]);
+            }),
+        ),
+        (
+            "every L1 entry the same table",
+            Box::new(|b| {
+                b[24..32].copy_from_slice(&(1_u64 << 30).to_be_bytes());
+                b[36..40].copy_from_slice(&512_u32.to_be_bytes());
+                let entry: Vec<u8> = b[4096..4104].to_vec();
+                b[4096..8192].chunks_mut(8).for_each(|c| c.copy_from_slice(&entry));
+            }),
+        ),
+        ("an L2 table that is its own data", Box::new(|b| l2(b, 0, 1 << 63 | 8192))),
+        (
+            "an L2 table that is the L1 table",
+            Box::new(|b| b[4096..4104].copy_from_slice(&(1_u64 << 63 | 4096).to_be_bytes())),
+        ),
+    ];
+    for (name, patch) in cases {
+        let mut bytes = image();
+        patch(&mut bytes);
+        let begun = std::time::Instant::now();
+        if let Ok(opened) = (FORMAT.open)(&memory(bytes), &memo()) {
+            for state in disks(&opened, &vec![None; opened.wants.len()]).iter().take(4) {
+                let effort = vdrecover_formats::laws::Effort { runs: 500, bytes: 1 << 20 };
+                vdrecover_formats::laws::check_laws(&*state.bytes, effort)
+                    .unwrap_or_else(|law| panic!("{name}: {law}"));
+                audit(&state.bytes);
+            }
+        }
+        assert!(begun.elapsed().as_secs() < 20, "{name}");
+    }
+}
+
+/// A name is evidence and nothing else: the format passes on what is written, and opens nothing.
+#[test]
+fn names_of_other_files_are_passed_on_as_written() {
+    for name in ["/etc/passwd", "json:{\"driver\":\"file\"}", "nbd://host/disk", "../../secret", "a\0b", "fat:rw:/"] {
+        let mut bytes = image();
+        bytes[8..16].copy_from_slice(&200_u64.to_be_bytes());
+        bytes[16..20].copy_from_slice(&(name.len() as u32).to_be_bytes());
+        bytes[200..200 + name.len()].copy_from_slice(name.as_bytes());
+        let opened = open(&memory(bytes));
+        assert_eq!((opened.wants.len(), opened.wants[0].role), (1, Role::Parent));
+        assert_eq!(opened.wants[0].hint.as_deref(), Some(name.as_bytes()));
+        let layer = disks(&opened, &[None])[0].bytes.clone();
+        assert_eq!(gaps(&layer), [(9 * 4096, 7 * 4096, "absent".to_owned())]);
+    }
+    // Longer than QEMU takes, or outside of the first cluster: a finding, and no name.
+    for (at, len) in [(200_u64, 1024_u32), (4090, 20), (u64::MAX - 3, 20)] {
+        let mut bytes = image();
+        bytes[8..16].copy_from_slice(&at.to_be_bytes());
+        bytes[16..20].copy_from_slice(&len.to_be_bytes());
+        let opened = open(&memory(bytes));
+        assert_eq!((opened.wants[0].hint.clone(), opened.findings[0].code), (None, "QCOW2-BACKING-NAME"));
     }
 }
 

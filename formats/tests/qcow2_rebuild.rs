@@ -245,6 +245,27 @@ fn tables_of_an_image_inside_are_data() {
     }
 }
 
+/// A disk with an image somewhere in it is no image, whatever its start has lost.
+#[test]
+fn an_image_somewhere_on_a_disk_is_none() {
+    for (at, compression) in
+        [(MIB, qcow2::Compression::None), (64 << 10, qcow2::Compression::None), (3 * MIB, qcow2::Compression::Deflate)]
+    {
+        let mut inner = Device::new(64 * MIB);
+        for n in 0..12 {
+            inner.write(n * 5 * MIB, &sample(1 << 20));
+        }
+        let image = qcow2::write(&inner, &qcow2::Options { compression, ..Default::default() });
+        let mut disk = vec![0; at as usize];
+        disk.extend(image);
+        let disk = memory(disk);
+        assert_eq!((FORMAT.probe)(&*disk), 0);
+        let clues = clues(&disk);
+        assert!(!clues.is_empty());
+        assert!((FORMAT.sweep.unwrap().build)(&disk, &memo(), &clues).is_err(), "{at:#x}");
+    }
+}
+
 #[test]
 fn what_can_not_be_placed_is_lost() {
     // Tables of a disk that has something here and there, and nothing that says where.

@@ -15,6 +15,7 @@
 //! That it had a backing file, AES encryption or an external data file, nothing tells but the header.
 
 use super::anchors;
+use super::bits::Bits;
 use super::census::{Census, Plan, Refcounts, State};
 use super::entry::{COPIED, Dialect, OFFSET, Table, Taken};
 use super::header::{Compression, Header, Made};
@@ -247,7 +248,7 @@ pub(super) fn from_clues(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<R
     let (snapshots, snapshots_at) = snapshots(&**bytes, bits, clues);
     let of_snapshots: BTreeSet<u64> = snapshots.iter().map(|snapshot| snapshot.l1_table_offset).collect();
     let directory = directory(&plan, &found, &of_snapshots);
-    if directory.is_none() && found.tables.is_empty() {
+    if directory.is_none() && !fills(&plan, &found) {
         return Err(nothing());
     }
     let seen = anchors::Seen::new(&plan, &found.tables);
@@ -301,6 +302,24 @@ pub(super) fn from_clues(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<R
         findings,
     });
     Ok(Rebuilt { header, snapshots, snapshots_at })
+}
+
+/// Whether these tables are of an image that starts where the file does: they name half of it, and what they name lies
+/// behind them. Those of an image somewhere on a disk name places before themselves.
+fn fills(plan: &Plan, found: &Orphans) -> bool {
+    let mut named = Bits::new(plan.clusters());
+    let (mut behind, mut before) = (0_u64, 0_u64);
+    for table in &found.tables {
+        named.set(table >> plan.dialect.cluster_bits);
+        plan.each_l2(*table, &mut |_, taken| {
+            let Some(Taken::Cluster(at) | Taken::Packed { at, .. }) = taken else { return };
+            let len = if let Some(Taken::Packed { len, .. }) = taken { len } else { 1 };
+            named.set_all(plan.span(at, len));
+            let count = if at > *table { &mut behind } else { &mut before };
+            *count = count.saturating_add(1);
+        });
+    }
+    behind > before && named.count().saturating_mul(2) >= plan.clusters()
 }
 
 /// Whether the file has data before its first table that no table names.
