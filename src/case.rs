@@ -46,6 +46,7 @@ use vdrecover_formats::{Bytes, Entry, Error, Find, Finding, Node, NodeId, Pool, 
 
 /// What a case is opened with.
 #[derive(Clone, Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own that a user sets by name")]
 pub struct Options {
     /// Images and folders to look into.
     pub inputs: Vec<PathBuf>,

@@ -356,6 +356,42 @@ fn names_in_images_open_nothing_outside() {
     }
 }
 
+#[test]
+fn parents_in_a_circle_and_without_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let delta = |name: &str, id: u32, parent: &str, parent_id: u32| {
+        let text = format!(
+            "# Disk DescriptorFile\nversion=1\nCID={id:08x}\nparentCID={parent_id:08x}\ncreateType=\"vmfsSparse\"\n\
+             parentFileNameHint=\"{parent}\"\nRW 2048 VMFSSPARSE \"delta.bin\"\n"
+        );
+        fs::write(at(name), text).unwrap();
+    };
+    fs::write(at("delta.bin"), vdrecover_testdata::vmdk::cowd(1 << 20, &std::collections::BTreeMap::new())).unwrap();
+    // Of itself, of each other, and of three.
+    delta("self.vmdk", 1, "self.vmdk", 1);
+    delta("a.vmdk", 2, "b.vmdk", 3);
+    delta("b.vmdk", 3, "a.vmdk", 2);
+    delta("x.vmdk", 4, "y.vmdk", 5);
+    delta("y.vmdk", 5, "z.vmdk", 6);
+    delta("z.vmdk", 6, "x.vmdk", 4);
+    for name in ["self.vmdk", "a.vmdk", "b.vmdk", "y.vmdk"] {
+        let told = String::from_utf8(expect(1, ["info", arg(&at(name))])).unwrap();
+        let word = if name == "self.vmdk" { "WANT-ABSENT" } else { "CHAIN-LOOP" };
+        assert!(told.contains(word), "{name}: {told}");
+        let out = vdrecover(["cat", "--fill", arg(&at(name))]);
+        assert!(matches!(out.status.code(), Some(1 | 2)), "{name}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(out.stdout.iter().all(|byte| *byte == 0), "{name}");
+    }
+    // More layers than any chain has.
+    for n in 0..400_u32 {
+        delta(&format!("n{n}.vmdk"), 100 + n, &format!("n{}.vmdk", n + 1), 101 + n);
+    }
+    let out = vdrecover(["cat", "--fill", arg(&at("n0.vmdk"))]);
+    assert_eq!(out.status.code(), Some(1), "{}", String::from_utf8_lossy(&out.stderr));
+    assert_eq!(out.stdout, vec![0; 1 << 20]);
+}
+
 /// A MiB that says that it is 64 TiB: every entry of the first table names one second table, and that one cluster.
 #[test]
 fn an_image_that_maps_the_same_bytes_over_and_over_is_not_searched() {

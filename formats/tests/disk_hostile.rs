@@ -210,7 +210,7 @@ fn descriptors_that_lie() {
         ("minus one", "RW -1 FLAT \"a\" 0\n".into()),
         ("a million extents", "RW 1 ZERO\n".repeat(100_000)),
         ("one long line", format!("RW 1 FLAT \"{}\" 0\n", "a".repeat(200_000))),
-        ("a million keys", (0..100_000).map(|n| format!("k{n}=1\n")).collect()),
+        ("a million keys", (0..100_000).map(|n| format!("k{n}=1")).collect::<Vec<_>>().join("\n")),
     ] {
         try_it(what, &memory(format!("{head}{lines}").into_bytes()));
     }

@@ -367,6 +367,39 @@ fn an_extent_without_its_header() {
     assert!((sweep.build)(&image, &memo(), &[]).is_err());
 }
 
+/// A stream whose tables lie before its grains, and one of two copies of them behind what was lost.
+#[test]
+fn a_long_stream_without_its_first_64_kib() {
+    let mut device = Device::new(2048 * MIB);
+    for n in 0..24 {
+        device.write(n * 85 * MIB + n * 512, &pattern(300_000, n));
+    }
+    let writer = vdrecover_testdata::vmdk_stream::WRITERS.iter().find(|writer| writer.name == "qemu").unwrap();
+    let mut bytes = writer.write(&device, 1);
+    bytes[..64 << 10].fill(0);
+    let image = memory(bytes.clone());
+    let row = &vdrecover_formats::disk::vmdk::hosted::FORMAT;
+    let mut clues = Vec::new();
+    for at in (0..bytes.len()).step_by(1 << 20) {
+        let end = (at + (2 << 20)).min(bytes.len());
+        let window =
+            vdrecover_formats::format::Window { at: at as u64, bytes: &bytes[at..end], own: (end - at).min(1 << 20) };
+        (row.sweep.unwrap().look)(&window, &mut |clue| clues.push(clue));
+    }
+    for opened in [(row.sweep.unwrap().build)(&image, &memo(), &clues), (row.open)(&image, &memo())] {
+        let layer = disks(&opened.unwrap(), &[])[0].bytes.clone();
+        assert_eq!(layer.len(), device.len());
+        let mut coded = 0;
+        for n in 0..24 {
+            let at = n * 85 * MIB;
+            let (read, seen) = read_vec(&*layer, at, MIB as usize);
+            assert!(seen.is_whole() && read == device.read(at, MIB as usize), "{n}");
+            coded += walk(&*layer, at..at + MIB).filter(|run| matches!(run.place, Place::Coded(_))).count();
+        }
+        assert!(coded >= 24 * 5, "{coded}");
+    }
+}
+
 #[test]
 fn tables_that_are_gone_in_both_copies() {
     let device = device();

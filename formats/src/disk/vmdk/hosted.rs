@@ -359,7 +359,7 @@ impl Header {
             packed,
             overhead,
             adrift: directory.is_none(),
-            ends_with_grains: false,
+            ends_with_grains: packed && directory.is_some_and(|directory| directory < overhead),
             trust: Trust::Inferred,
             areas: vec![(descriptor.0, descriptor.1, Use::Metadata)],
             findings: Vec::new(),

@@ -149,13 +149,15 @@ fn from_clues(layer: &dyn Layer, clues: &[Clue], len: Option<u64>, strict: bool)
         }
         (None, Some((first, second))) => {
             let (directory, redundant) = second.map_or((first, None), |second| (second, Some(first.at)));
+            // What the tables lead to are records, if there is little else in the file.
+            let records = first_record(clues, if strict { layer.len() } else { layer.len().min(NEAR) });
             let made = Made {
                 len: len.unwrap_or(first.tables.saturating_mul(TABLE_MAPS)),
                 descriptor: place,
                 directory: Some(directory.at),
                 second: redundant,
-                packed: false,
-                overhead: round_up(directory.end(), GRAIN),
+                packed: records.is_some(),
+                overhead: records.unwrap_or(round_up(directory.end(), GRAIN)),
             };
             (made, "the header is damaged; the tables are found by their layout")
         }
@@ -223,6 +225,14 @@ fn unseen(layer: &dyn Layer, tables: u64) -> Option<(Directory, Option<Directory
         }
         (right > 0 && wrong == 0).then_some((first, Some(second)))
     })
+}
+
+/// Where the first of the records lies that most of the first `seen` bytes of a file are.
+fn first_record(clues: &[Clue], seen: u64) -> Option<u64> {
+    let chains = || clues.iter().filter(|clue| clue.kind == RECORDS);
+    let first = chains().next()?.at;
+    let covered = chains().fold(0_u64, |sum, clue| sum.saturating_add(clue.len));
+    (covered.saturating_mul(2) >= seen.saturating_sub(first)).then_some(first)
 }
 
 /// The length of the disk of a stream, and where its first record lies.
