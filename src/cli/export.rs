@@ -132,23 +132,19 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     }
     let mut incomplete = Outcome::doubt_if(!case.failed.is_empty());
     let mut options = ExportOptions { kind, ..options };
-    let bytes = match machine.filter(|_| kind == ImageKind::Ova) {
-        Some(machine) => {
-            let (appliance, disks) = appliance(&case, machine, &found.path)?;
-            let absent = disks.len() < machine.disks.len();
-            incomplete = incomplete.max(Outcome::doubt_if(absent)).max(doubts(&case, &found.path, out)?);
-            options.appliance = Some(Arc::new(appliance));
-            in_a_row(&disks).context("it has no disks that are there")?
-        }
-        None => {
-            let bytes = case.open(found.entry.id).with_context(|| printable(&found.path))?;
-            let disk = whole_sectors(bytes, kind);
-            if kind == ImageKind::Ova {
-                options.appliance = Some(Arc::new(lone(&disk, &command.output)));
-                in_a_row(&[disk]).context("it is empty")?
-            } else {
-                disk
-            }
+    let bytes = if let Some(machine) = machine.filter(|_| kind == ImageKind::Ova) {
+        let (appliance, disks) = appliance(&case, machine, &found.path)?;
+        let absent = disks.len() < machine.disks.len();
+        incomplete = incomplete.max(Outcome::doubt_if(absent)).max(doubts(&case, &found.path, out)?);
+        options.appliance = Some(Arc::new(appliance));
+        in_a_row(&disks).context("it has no disks that are there")?
+    } else {
+        let disk = whole_sectors(case.open(found.entry.id).with_context(|| printable(&found.path))?, kind);
+        if kind == ImageKind::Ova {
+            options.appliance = Some(Arc::new(lone(&disk, &command.output)));
+            in_a_row(&[disk]).context("it is empty")?
+        } else {
+            disk
         }
     };
     let dest = Dest::of(&command.output);

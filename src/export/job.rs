@@ -1,6 +1,6 @@
 //! The three kinds of outputs, and what they have in common.
 
-use super::image::{Descriptor, ImageKind, Reached, flat_name, plain_name};
+use super::image::{Descriptor, Encoder, ImageKind, Reached, flat_name, plain_name};
 use super::journal::{Journal, Point};
 use super::losses::Losses;
 use super::refused::{Refused, classify};
@@ -14,7 +14,7 @@ use crate::progress::Progress;
 use anyhow::Context as _;
 use rustix::fs::OFlags;
 use std::ffi::OsString;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -67,26 +67,8 @@ pub(crate) fn to_slot(
         return Err(Refused::Evidence { dest: slot.shown().to_path_buf(), why }.into());
     }
     let len = layer.len();
-    let kind = options.kind;
-    // What was written as another kind does not go on.
-    let identity = options.identity.as_ref().map(|identity| match kind {
-        ImageKind::Raw => identity.clone(),
-        ImageKind::Ova => format!("{identity}\n{:?}", options.appliance),
-        kind => format!("{identity}\n{kind:?}"),
-    });
-    let old = identity.as_ref().and_then(|identity| Journal::resume(slot, identity, len));
-    // A journal without its output, or with another one, says nothing.
-    let mut encoder = None;
-    let old = old.filter(|(_, point)| match kind {
-        ImageKind::Raw => meta.len() == len,
-        kind => {
-            let hashed = point.hash.is_some() || !hashes(options.hash, len);
-            let reached = Reached { marks: &point.marks, done: point.done };
-            encoder =
-                kind.encoder(len, slot.name(), options.appliance.as_ref(), &part, Some(reached)).filter(|_| hashed);
-            encoder.is_some()
-        }
-    });
+    let identity = identity(options);
+    let (old, encoder) = job.resume(slot, &part, &meta, identity.as_deref());
     let mapped = old.as_ref().is_some_and(|(_, point)| point.mapped);
     if let Some(map) = map.as_ref().filter(|map| alone && !options.force && !mapped && map.exists()) {
         if old.is_none() {
@@ -94,49 +76,20 @@ pub(crate) fn to_slot(
         }
         return Err(Refused::Exists(map.shown().to_path_buf()).into());
     }
-    let allocated = meta.blocks().saturating_mul(512);
     let (mut journal, mut point) = match (old, &identity) {
         (Some((journal, point)), _) => (Some(journal), point),
         (None, Some(identity)) => (Some(Journal::start(slot, identity, len)?), Point::default()),
         (None, None) => (None, Point::default()),
     };
-    let abandon = |error| {
-        slot.remove_part();
-        slot.remove_state();
-        error
-    };
-    let need = if alone { kind.worst(job.count()) } else { 0 };
-    if let Some(free) = slot.free().filter(|_| options.check_space && alone)
-        && need > free.saturating_add(allocated)
-    {
-        let refused = Refused::NoSpace { dest: slot.shown().into(), need: need.saturating_sub(allocated), free };
-        return Err(if point.done == 0 { abandon(refused.into()) } else { refused.into() });
-    }
-    // Cut behind what is known to be there: what was written later may be of bytes that can't be read any more.
-    // A new file is not cut: ext4 takes that for a rewrite and then waits for the disk when the file is closed.
-    let fresh = kind != ImageKind::Raw && encoder.is_none();
-    let sized = if kind == ImageKind::Raw {
-        let sized = if meta.len() > point.done { part.set_len(point.done) } else { Ok(()) };
-        sized.and_then(|()| if len > 0 { part.set_len(len) } else { Ok(()) })
-    } else if fresh {
-        part.set_len(0)
-    } else {
-        Ok(())
-    };
-    sized.map_err(|error| abandon(classify(error, slot.shown(), len, need)))?;
-    if fresh {
-        encoder = kind.encoder(len, slot.name(), options.appliance.as_ref(), &part, None);
-    }
+    let begun = if alone { job.check_room(slot, &meta) } else { Ok(0) };
     let resumed_at = point.done;
-    let mut target = match (kind.unit(), encoder) {
-        (None, _) => Target::Sparse(part),
-        (Some(unit), Some(encoder)) => Target::Image { file: part, encoder, packer: kind.packer(), unit },
-        (Some(_), None) => {
-            return Err(abandon(
-                Refused::NotRepresentable { dest: slot.shown().into(), kind: kind.suffix(), len }.into(),
-            ));
+    let begun = begun.and_then(|need| job.target(slot, part, &meta, need, encoder, point.done));
+    let mut target = begun.inspect_err(|_| {
+        if resumed_at == 0 {
+            slot.remove_part();
+            slot.remove_state();
         }
-    };
+    })?;
     let ran = job.run(&mut target, journal.as_mut(), &mut point);
     let (part, encoder) = match target {
         Target::Sparse(part) => (part, None),
@@ -146,28 +99,23 @@ pub(crate) fn to_slot(
     let (whole, findings) = match ran {
         Ok(ran) => ran,
         Err(error) => {
-            // The last point: the next run goes on from here. An image whose writing failed goes on from the last
-            // point that is on the disk.
+            // The last point: the next run goes on from here. An image that could not be written goes on from the last
+            // one that is on the disk already.
             let tells = encoder.is_none() || matches!(error.downcast_ref(), Some(Refused::Stopped));
-            if let Some(journal) = &mut journal {
-                if !tells {
-                    return Err(error);
+            match &mut journal {
+                Some(journal) if tells => {
+                    let _ = part.sync_data().and_then(|()| journal.tell(&point));
                 }
-                let _ = part.sync_data().and_then(|()| journal.tell(&point));
-            } else {
-                slot.remove_part();
+                Some(_) => {}
+                None => slot.remove_part(),
             }
             return Err(error);
         }
     };
-    let file_len = match encoder {
+    let image_len = match encoder {
         None => None,
         Some(mut encoder) => {
-            let seed = seed(
-                &whole.clone().map_or(Digest::Absent(String::new()), |hasher| Digest::Sha256(hasher.finish())),
-                len,
-            );
-            let finished = encoder.finish(&part, &seed).and_then(|file_len| part.set_len(file_len).map(|()| file_len));
+            let finished = finish(&mut *encoder, &part, whole.as_ref(), &mut point, len);
             Some(finished.map_err(|error| classify(error, slot.shown(), len, 0))?)
         }
     };
@@ -176,12 +124,12 @@ pub(crate) fn to_slot(
     }
     let mut exported = job.exported(point.clone(), whole, findings);
     exported.resumed_at = resumed_at;
-    if let Some(file_len) = file_len {
+    if let Some(image_len) = image_len {
         let digest = match exported.digest.reason() {
-            None => Digest::Sha256(job.hash_file(&part, file_len)?.finish()),
+            None => Digest::Sha256(job.hash_file(&part, image_len)?.finish()),
             Some(why) => Digest::Absent(why.to_owned()),
         };
-        exported.files.push(Written { path: slot.shown().to_path_buf(), len: file_len, digest });
+        exported.files.push(Written { path: slot.shown().to_path_buf(), len: image_len, digest });
     }
     if let Some(map) = map.filter(|map| exported.gap_count > 0 || options.force && map.exists()) {
         point.mapped = true;
@@ -198,6 +146,32 @@ pub(crate) fn to_slot(
         slot.remove_state();
     }
     Ok(exported)
+}
+
+/// By what an interrupted export is known again: what was written as another kind does not go on.
+fn identity(options: &ExportOptions) -> Option<String> {
+    let identity = options.identity.as_ref()?;
+    Some(match options.kind {
+        ImageKind::Raw => identity.clone(),
+        ImageKind::Ova => format!("{identity}\n{:?}", options.appliance),
+        kind => format!("{identity}\n{kind:?}"),
+    })
+}
+
+/// Makes an image of what was laid out; how long it is. The point tells of everything then.
+fn finish(
+    encoder: &mut dyn Encoder,
+    part: &File,
+    whole: Option<&Hasher>,
+    point: &mut Point,
+    len: u64,
+) -> io::Result<u64> {
+    point.marks = encoder.mark(part)?;
+    point.hash = whole.map(Hasher::state);
+    let digest = whole.map_or(Digest::Absent(String::new()), |whole| Digest::Sha256(whole.clone().finish()));
+    let image_len = encoder.finish(part, &seed(&digest, len))?;
+    part.set_len(image_len)?;
+    Ok(image_len)
 }
 
 /// A descriptor, and the bytes beside it. The descriptor gets its name last: without it there is no disk.
@@ -301,6 +275,9 @@ pub(crate) fn to_pipe(
     job.with_map(point, whole, findings, map)
 }
 
+/// What lays an image out, where the output is one.
+type Layout = Option<Box<dyn Encoder>>;
+
 /// What all kinds of outputs have in common.
 struct Job<'a> {
     layer: &'a dyn Layer,
@@ -310,6 +287,74 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
+    /// What an interrupted export left, if it goes on: a journal without its output, or with another one, says
+    /// nothing.
+    fn resume(
+        &self,
+        slot: &Slot,
+        part: &File,
+        meta: &Metadata,
+        identity: Option<&str>,
+    ) -> (Option<(Journal, Point)>, Layout) {
+        let (len, options) = (self.layer.len(), self.options);
+        let Some((journal, point)) = identity.and_then(|identity| Journal::resume(slot, identity, len)) else {
+            return (None, None);
+        };
+        if options.kind.unit().is_none() {
+            return ((meta.len() == len).then_some((journal, point)), None);
+        }
+        let hashed = point.hash.is_some() || !matches!(options.hash, Hashing::UpTo(limit) if len <= limit);
+        let reached = Some(Reached { marks: &point.marks, done: point.done });
+        let encoder = options.kind.encoder(len, slot.name(), options.appliance.as_ref(), part, reached);
+        let encoder = encoder.filter(|_| hashed);
+        (encoder.is_some().then_some((journal, point)), encoder)
+    }
+
+    /// How many bytes the output may need, if so many are free.
+    fn check_room(&self, slot: &Slot, meta: &Metadata) -> anyhow::Result<u64> {
+        let need = self.options.kind.worst(self.count());
+        let allocated = meta.blocks().saturating_mul(512);
+        match slot.free().filter(|_| self.options.check_space) {
+            Some(free) if need > free.saturating_add(allocated) => {
+                let need = need.saturating_sub(allocated);
+                Err(Refused::NoSpace { dest: slot.shown().into(), need, free }.into())
+            }
+            _ => Ok(need),
+        }
+    }
+
+    /// Makes the part ready for what comes at `done`.
+    fn target(
+        &self,
+        slot: &Slot,
+        part: File,
+        meta: &Metadata,
+        need: u64,
+        encoder: Layout,
+        done: u64,
+    ) -> anyhow::Result<Target<'static>> {
+        let (len, options) = (self.layer.len(), self.options);
+        let failed = |error| classify(error, slot.shown(), len, need);
+        let Some(unit) = options.kind.unit() else {
+            // Cut behind what is known to be there: what was written later may be of bytes that can't be read any more.
+            // A new file is not cut: ext4 takes that for a rewrite and then waits for the disk when the file is closed.
+            let cut = if meta.len() > done { part.set_len(done) } else { Ok(()) };
+            cut.and_then(|()| if len > 0 { part.set_len(len) } else { Ok(()) }).map_err(failed)?;
+            return Ok(Target::Sparse(part));
+        };
+        let packer = options.kind.packer();
+        if let Some(encoder) = encoder {
+            return Ok(Target::Image { file: part, encoder, packer, unit });
+        }
+        if meta.len() > 0 {
+            part.set_len(0).map_err(failed)?;
+        }
+        let encoder = options.kind.encoder(len, slot.name(), options.appliance.as_ref(), &part, None);
+        let kind = options.kind.suffix();
+        let encoder = encoder.ok_or_else(|| Refused::NotRepresentable { dest: slot.shown().into(), kind, len })?;
+        Ok(Target::Image { file: part, encoder, packer, unit })
+    }
+
     /// Bytes that will be read, which is the most that will be written. Where the map is too long to count,
     /// a lower bound.
     fn count(&self) -> u64 {
@@ -426,10 +471,6 @@ impl Job<'_> {
         let map = written.transpose()?;
         Ok(Exported { map, ..self.exported(point, hasher, findings) })
     }
-}
-
-fn hashes(hashing: Hashing, len: u64) -> bool {
-    matches!(hashing, Hashing::UpTo(limit) if len <= limit)
 }
 
 fn map_slot(options: &ExportOptions, beside: Option<&Slot>, evidence: &Evidence) -> anyhow::Result<Option<Slot>> {

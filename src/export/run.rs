@@ -236,17 +236,16 @@ fn work(layer: &dyn Layer, step: Step, placed: &Placed<'_>, keep: bool, buffers:
     }
 }
 
-/// Packs the units of a piece that are not zero. The last one is filled up.
-fn pack(bytes: &mut Vec<u8>, first: u64, unit: usize, packer: &Packer, packed: &mut Vec<u8>) -> Vec<Laid> {
-    bytes.resize(bytes.len().next_multiple_of(unit), 0);
-    let units = (first..).zip(bytes.chunks(unit)).enumerate().filter(|(_, (_, bytes))| !is_zero(bytes));
+/// Packs the units of a piece that are not zero, into `out`. The last one is filled up.
+fn pack(piece: &mut Vec<u8>, first: u64, unit: usize, packer: &Packer, out: &mut Vec<u8>) -> Vec<Laid> {
+    piece.resize(piece.len().next_multiple_of(unit), 0);
+    let units = (first..).zip(piece.chunks(unit)).enumerate().filter(|(_, (_, bytes))| !is_zero(bytes));
     units
         .map(|(index, (number, bytes))| {
-            let start = packed.len();
-            match packer.pack(bytes, packed) {
-                true => Laid { unit: number, range: start..packed.len(), packed: true },
-                false => Laid { unit: number, range: index * unit..(index + 1) * unit, packed: false },
-            }
+            let start = out.len();
+            let smaller = packer.pack(bytes, out);
+            let range = if smaller { start..out.len() } else { index * unit..(index + 1) * unit };
+            Laid { unit: number, range, packed: smaller }
         })
         .collect()
 }

@@ -301,11 +301,11 @@ const IMAGES: [ImageKind; 6] = [
 ];
 
 /// The mixed layer as two disks.
-fn appliance() -> Option<Arc<Appliance>> {
+fn appliance() -> Arc<Appliance> {
     let first = 9 << 20;
     let disks = vec![first, mixed().len().next_multiple_of(512) - first];
     let hardware = vdrecover_formats::vm::Hardware::default();
-    Some(Arc::new(Appliance { name: "x".into(), guest: String::new(), hardware, disks }))
+    Arc::new(Appliance { name: "x".into(), guest: String::new(), hardware, disks })
 }
 
 #[test]
@@ -319,7 +319,7 @@ fn a_stopped_image_goes_on_to_the_same_bytes() {
             identity: Some("disk".into()),
             checkpoint: 1 << 20,
             kind,
-            appliance: appliance(),
+            appliance: Some(appliance()),
             ..ExportOptions::default()
         };
         let mut stops = 0;
@@ -343,7 +343,7 @@ fn a_stopped_image_goes_on_to_the_same_bytes() {
         let whole = to(
             &other.path().join("x"),
             &layer,
-            &ExportOptions { kind, appliance: appliance(), ..ExportOptions::default() },
+            &ExportOptions { kind, appliance: Some(appliance()), ..ExportOptions::default() },
         )
         .unwrap();
         assert!(fs::read(&path).unwrap() == fs::read(other.path().join("x")).unwrap(), "{kind:?}");
@@ -373,7 +373,7 @@ fn a_killed_image_goes_on_to_the_same_bytes() {
             checkpoint: 1,
             threads: 2,
             kind,
-            appliance: appliance(),
+            appliance: Some(appliance()),
             ..ExportOptions::default()
         };
         to(&dir.path().join("x"), &layer, &options).unwrap();

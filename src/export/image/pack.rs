@@ -5,9 +5,10 @@ use libdeflater::{CompressionLvl, Compressor};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// What zlib and `qemu-img` take where nothing is asked for; each of the three libraries is fast there.
+/// What zlib and `qemu-img` take where nothing is asked for.
 const DEFLATE_LEVEL: u32 = 6;
-const ZSTD_LEVEL: i32 = 3;
+/// On units of 64 KiB level 3, which `qemu-img` takes, is 1 % smaller and needs a quarter more time.
+const ZSTD_LEVEL: i32 = 2;
 /// QEMU gives its inflater a window of 4 KiB; readers that inflate in pieces find nothing further back.
 const QCOW2_WINDOW: u8 = 12;
 
@@ -123,17 +124,17 @@ mod tests {
             let packer = Packer::new(method);
             for unit in [&text, &noise, &text] {
                 let mut out = vec![9; 3];
-                let packed = packer.pack(unit, &mut out);
-                assert_eq!(packed, method == Method::Zlib || method != Method::Plain && unit == &text, "{method:?}");
+                let smaller = packer.pack(unit, &mut out);
+                assert_eq!(smaller, method == Method::Zlib || method != Method::Plain && unit == &text, "{method:?}");
                 assert_eq!(out[..3], [9; 3]);
                 let mut back = vec![0; unit.len()];
                 match method {
-                    _ if !packed => assert_eq!(out.len(), 3),
+                    _ if !smaller => assert_eq!(out.len(), 3),
                     Method::ShortDeflate => drop(inflate(&out[3..], &mut back).unwrap()),
                     Method::Zlib => drop(inflate_zlib(&out[3..], &mut back).unwrap()),
                     _ => drop(Zstd::default().decode(&out[3..], &mut back).unwrap()),
                 }
-                assert!(!packed || &back == unit);
+                assert!(!smaller || &back == unit);
             }
         }
     }

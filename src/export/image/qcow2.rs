@@ -117,7 +117,7 @@ impl Qcow2 {
         new.next = next;
         new.range = (next - 1) / RANGE;
         let mut bytes = vec![0; narrow(CLUSTER)];
-        file.read_exact_at(&mut bytes, new.counters_at(new.range)).ok()?;
+        file.read_exact_at(&mut bytes, counters_at(new.range)).ok()?;
         new.counters = bytes.chunks_exact(2).map(|two| u16::from_be_bytes([two[0], two[1]])).collect();
         let used = next - new.range * RANGE;
         new.counters.iter_mut().skip(narrow(used)).for_each(|counter| *counter = 0);
@@ -129,10 +129,6 @@ impl Qcow2 {
         }
         file.set_len(next * CLUSTER).ok()?;
         Some(new)
-    }
-
-    fn counters_at(&self, range: u64) -> u64 {
-        CLUSTER * if range == 0 { COUNTERS_AT } else { range * RANGE }
     }
 
     /// Takes a cluster, which is counted already.
@@ -175,7 +171,7 @@ impl Qcow2 {
 
     fn write_counters(&self, file: &File) -> io::Result<()> {
         let bytes: Vec<u8> = self.counters.iter().flat_map(|counter| counter.to_be_bytes()).collect();
-        file.write_all_at(&bytes, self.counters_at(self.range))
+        file.write_all_at(&bytes, counters_at(self.range))
     }
 
     fn write_l2(&self, file: &File) -> io::Result<()> {
@@ -227,14 +223,14 @@ impl Encoder for Qcow2 {
         if self.open != Some(table) {
             self.write_l2(file)?;
             self.l2.fill(0);
-            self.l1[table] = self.cluster(file)? * CLUSTER | COPIED;
+            self.l1[table] = (self.cluster(file)? * CLUSTER) | COPIED;
             self.open = Some(table);
         }
         let (at, entry) = if packed {
             let len = wide(bytes.len());
             let at = self.room(file, len)?;
             let more = (at + len - 1) / SECTOR - at / SECTOR;
-            (at, COMPRESSED | more << PACKED_OFFSET_BITS | at)
+            (at, COMPRESSED | (more << PACKED_OFFSET_BITS) | at)
         } else {
             let at = self.cluster(file)? * CLUSTER;
             (at, at | COPIED)
@@ -247,10 +243,8 @@ impl Encoder for Qcow2 {
         self.write_l2(file)?;
         self.write_counters(file)?;
         self.write_l1(file)?;
-        let shared = match self.tail.is_empty() {
-            true => 0,
-            false => self.counters[narrow(self.tail.start / CLUSTER % RANGE)],
-        };
+        let last = narrow(self.tail.start / CLUSTER % RANGE);
+        let shared = if self.tail.is_empty() { 0 } else { self.counters[last] };
         Ok(vec![self.next, self.tail.start, self.tail.end, shared.into()])
     }
 
@@ -258,12 +252,17 @@ impl Encoder for Qcow2 {
         self.write_l2(file)?;
         self.write_counters(file)?;
         write_table(file, self.l1_at * CLUSTER, &self.l1)?;
-        let directory: Vec<u64> = (0..=self.range).map(|range| self.counters_at(range)).collect();
+        let directory: Vec<u64> = (0..=self.range).map(counters_at).collect();
         write_table(file, DIRECTORY_AT * CLUSTER, &directory)?;
         // Last: without it, it is no image.
         file.write_all_at(&self.header(), 0)?;
         Ok(self.next * CLUSTER)
     }
+}
+
+/// Where the counters of a range are.
+fn counters_at(range: u64) -> u64 {
+    CLUSTER * if range == 0 { COUNTERS_AT } else { range * RANGE }
 }
 
 fn write_table(file: &File, at: u64, entries: &[u64]) -> io::Result<()> {
@@ -276,4 +275,69 @@ fn read_table(file: &File, at: u64, entries: usize) -> Option<Vec<u64>> {
     file.read_exact_at(&mut bytes, at).ok()?;
     let eights = bytes.chunks_exact(8).filter_map(|eight| eight.try_into().ok());
     Some(eights.map(u64::from_be_bytes).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "tests")]
+    use super::*;
+    use crate::export::image::Packer;
+    use crate::export::image::pack::Method;
+    use std::process::Command;
+
+    #[test]
+    fn counters_of_a_file_of_several_gib_are_right() {
+        // 5 GiB of disk in clusters that are plain, small and nearly full, past two borders of counters; once in a go,
+        // once taken up again at every border. Of a plain cluster only a byte is written: the file is sparse.
+        const UNITS: u64 = 81_920;
+        let dir = tempfile::tempdir().unwrap();
+        let packer = Packer::new(Method::Zstd);
+        let mut clusters = [Vec::new(), Vec::new()];
+        let mut x = 1_u64;
+        let noise = |_| {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            x.to_le_bytes()[7]
+        };
+        let large: Vec<u8> = (0..60_000).map(noise).chain([0; 5_536]).collect();
+        assert!(packer.pack(&vec![7; 65_536], &mut clusters[0]) && packer.pack(&large, &mut clusters[1]));
+        let fill = |path: &std::path::Path, stops: u64| {
+            let file = File::options().create_new(true).read(true).write(true).open(path).unwrap();
+            let mut image = Qcow2::new(UNITS * CLUSTER, true).unwrap();
+            for unit in 0..UNITS {
+                match unit % 400 {
+                    0 | 7 | 8 => image.put(&file, unit, &clusters[0], true).unwrap(),
+                    3 | 9 => image.put(&file, unit, &clusters[1], true).unwrap(),
+                    _ => image.put(&file, unit, &[1], false).unwrap(),
+                }
+                if stops > 0 && unit % stops == 0 {
+                    let marks = image.mark(&file).unwrap();
+                    // More was written when it ended.
+                    image.put(&file, unit + 1, &clusters[1], true).unwrap();
+                    image.put(&file, unit + 2, &[9], false).unwrap();
+                    image.mark(&file).unwrap();
+                    image = Qcow2::resume(UNITS * CLUSTER, true, &file, &marks, (unit + 1) * CLUSTER).unwrap();
+                }
+            }
+            let len = image.finish(&file, &[0; 32]).unwrap();
+            file.set_len(len).unwrap();
+            len
+        };
+        let paths = ["once", "often"].map(|name| dir.path().join(name));
+        assert_eq!(fill(&paths[0], 0), fill(&paths[1], 4093));
+        let Ok(version) = Command::new("qemu-img").arg("--version").output() else {
+            eprintln!("SKIPPED counters_of_a_file_of_several_gib_are_right: qemu-img does not run");
+            return;
+        };
+        assert!(version.status.success());
+        for path in &paths {
+            let checked = Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(path).output().unwrap();
+            let told = String::from_utf8_lossy(&checked.stdout);
+            assert!(
+                told.contains("No errors were found") && told.contains("81920/81920 = 100.00% allocated"),
+                "{told}"
+            );
+        }
+        let compared = Command::new("qemu-img").arg("compare").args(&paths).output().unwrap();
+        assert!(compared.status.success(), "{}", String::from_utf8_lossy(&compared.stdout));
+    }
 }

@@ -52,7 +52,7 @@ impl Descriptor<'_> {
         // Public code that cites VMware's knowledge base; ESXi writes no other for these controllers.
         let (heads, per_track) = match sectors * SECTOR {
             ..0x4000_0000 => (64, 32),
-            ..0x8000_0000 => (128, 32),
+            0x4000_0000..0x8000_0000 => (128, 32),
             _ => (255, 63),
         };
         let cylinders = (sectors / (heads * per_track)).max(1);

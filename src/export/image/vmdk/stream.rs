@@ -40,7 +40,7 @@ pub(crate) struct Stream {
 impl Stream {
     /// For a disk of `len` bytes. `None` where its directory alone would be too large.
     pub(crate) fn new(len: u64, name: &str, base: u64) -> Option<Self> {
-        debug_assert!(DESCRIPTOR_AT + DESCRIPTOR_SECTORS <= OVERHEAD);
+        const { assert!(DESCRIPTOR_AT + DESCRIPTOR_SECTORS <= OVERHEAD) };
         let capacity = len / SECTOR;
         let (tables, directory_sectors) = tables(capacity);
         (directory_sectors < MAX_SECTORS).then(|| Self {
