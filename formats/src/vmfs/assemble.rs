@@ -18,13 +18,16 @@
 //! Nothing of this is proven: all is inferred at best, and what two finds share is doubtful in both. What nothing tells
 //! of is lost, and what lies where a file that is alive has its blocks is overwritten.
 
+mod stray;
+
 use super::descriptor::{Descriptor, Shape};
-use super::fragment::{Fragments, Pointer};
+use super::fragment::Fragments;
+use super::page::Pointer;
 use super::pieces::{Assembled, Piece, Source, lay};
 use super::tree::Datastore;
 use super::volume::Volume;
 use crate::error::Error;
-use crate::format::Clue;
+use crate::format::{Clue, Window};
 use crate::guest::{self, Anchor, Classes, Identity, Part, Record, Sort};
 use crate::layer::{Bytes, Layer, Trust};
 use crate::note::{Finding, Note, Sink};
@@ -40,8 +43,18 @@ use std::sync::Arc;
 const MOST_RANGES: usize = 1 << 22;
 /// Anchors that are used.
 const MOST_ANCHORS: usize = 1 << 18;
-/// Pointers of free pointer blocks that are compared with anchors.
+/// Pointers of free pointer blocks that are compared with anchors: those of 64 TiB.
 const MOST_POINTERS: usize = 1 << 26;
+/// Partitions that are compared with volumes.
+const MOST_PARTS: usize = 1 << 20;
+/// Places where a volume could start by the partitions of disks.
+const MOST_STARTS: usize = 1 << 20;
+/// Comparisons of records of files with volumes, and of pointers with anchors.
+const MOST_STEPS: usize = 1 << 27;
+/// Pieces of all disks together.
+const MOST_PIECES: usize = 1 << 21;
+/// Folders that are asked for a name.
+const MOST_ASKED: usize = 1 << 14;
 /// Finds of one search.
 const MOST_FINDS: usize = 1 << 12;
 /// A volume can be so much shorter than its partition.
@@ -56,14 +69,23 @@ const MOST_ENTRIES: u32 = 1 << 18;
 /// How the free space of a datastore is searched.
 pub(super) fn search(store: &Datastore) -> Search {
     let volume = store.volume.clone();
-    let (free, cut) = free_ranges(&volume);
-    let kept = free.clone();
+    let (free, _) = free_ranges(&volume);
     Search {
         layer: Arc::clone(&volume.space.lv),
         free,
-        look: guest::look,
-        build: Box::new(move |clues| Arc::new(build(volume.clone(), &kept, cut, clues))),
+        look,
+        // What is free is asked again: a fragmented volume has millions of stretches.
+        build: Box::new(move |clues| {
+            let (free, cut) = free_ranges(&volume);
+            Arc::new(build(volume.clone(), &free, cut, clues))
+        }),
     }
+}
+
+/// Reports what guests left, and descriptors.
+fn look(window: &Window<'_>, tell: &mut dyn FnMut(Clue)) {
+    guest::look(window, tell);
+    stray::look(window, tell);
 }
 
 /// Where the bitmaps have no block in use; all that a lost bitmap has. Whether there was more than is kept.
@@ -75,7 +97,10 @@ fn free_ranges(volume: &Volume) -> (Vec<Range<u64>>, bool) {
         return (std::iter::once(super::header::HEADER_AT..len).filter(|range| !range.is_empty()).collect(), false);
     };
     let size = 1_u64.checked_shl(volume.space.header.file_shift).unwrap_or(1);
-    for cluster in 0..blocks.clusters() {
+    let all = len.checked_div(size).unwrap_or(0).saturating_add(1).min(blocks.total);
+    // What no cluster speaks of may be free.
+    let clusters = all.div_ceil(blocks.per_cluster.max(1));
+    for cluster in 0..clusters.min(blocks.clusters()) {
         let first = cluster.saturating_mul(blocks.per_cluster);
         let count = blocks.per_cluster.min(blocks.total.saturating_sub(first));
         let state = blocks.cluster(&volume.space, cluster).map(|state| state.free).unwrap_or_default();
@@ -163,11 +188,16 @@ impl Bonds {
         Self(pins.iter().map(|pin| (pin.shift(), pin.shift())).collect())
     }
 
-    fn root(&self, shift: i64) -> i64 {
+    fn root(&mut self, shift: i64) -> i64 {
         let mut root = shift;
         // A root is smaller than what it is the root of.
         while let Some(next) = self.0.get(&root).copied().filter(|next| *next < root) {
             root = next;
+        }
+        // The next who asks has one step to go.
+        let mut at = shift;
+        while let Some(next) = self.0.insert(at, root).filter(|next| *next > root) {
+            at = next;
         }
         root
     }
@@ -179,7 +209,7 @@ impl Bonds {
     }
 
     /// What most anchors are in.
-    fn main(&self, pins: &BTreeSet<Pin>) -> i64 {
+    fn main(&mut self, pins: &BTreeSet<Pin>) -> i64 {
         let mut counts: BTreeMap<i64, usize> = BTreeMap::new();
         for pin in pins {
             let count = counts.entry(self.root(pin.shift())).or_default();
@@ -201,6 +231,10 @@ struct Bench<'a> {
     free: &'a [Range<u64>],
     block: u64,
     fan: u64,
+    /// Pieces that may still be made.
+    left: usize,
+    /// What there was more of than is looked at.
+    cut: BTreeSet<&'static str>,
 }
 
 fn build(volume: Volume, free: &[Range<u64>], cut: bool, clues: &[Clue]) -> Assembly {
@@ -208,7 +242,7 @@ fn build(volume: Volume, free: &[Range<u64>], cut: bool, clues: &[Clue]) -> Asse
     let header = &store.volume.space.header;
     let block = 1_u64.checked_shl(header.file_shift).unwrap_or(1);
     let fan = 1_u64.checked_shl(header.fan_shift).unwrap_or(1);
-    let bench = Bench { volume: &store.volume, free, block, fan };
+    let mut bench = Bench { volume: &store.volume, free, block, fan, left: MOST_PIECES, cut: BTreeSet::new() };
     let mut findings = Vec::new();
     let mut note = |text: String| findings.push(Finding::new("VMFS-FREE", 0..0, Trust::Inferred, text));
     if cut {
@@ -220,25 +254,30 @@ fn build(volume: Volume, free: &[Range<u64>], cut: bool, clues: &[Clue]) -> Asse
     }
     let mut known = BTreeMap::new();
     let mut records = Vec::new();
-    let mut count: usize = 0;
+    let (mut count, mut parts): (usize, usize) = (0, MOST_PARTS);
     for clue in clues {
         if count >= MOST_ANCHORS {
             note(format!("more than {MOST_ANCHORS} structures of guests: those from {:#x} on are left out", clue.at));
             break;
         }
-        if let Some(anchor) = guest::anchor(store.volume.lv(), clue) {
+        if let Some(mut anchor) = guest::anchor(store.volume.lv(), clue) {
             count = count.saturating_add(1);
+            match parts.checked_sub(anchor.parts.len()) {
+                Some(left) => parts = left,
+                None => {
+                    anchor.parts.clear();
+                    bench.cut.insert("partitions");
+                }
+            }
             add(&mut known, anchor);
         } else if let Some(record) = guest::record(store.volume.lv(), clue) {
             count = count.saturating_add(1);
             records.push(record);
         }
     }
-    attach(&mut known, &records);
-    let mut candidates = Vec::new();
-    for candidate in bench.candidates(&known) {
-        bench.split(candidate, store.fragments(), &mut candidates);
-    }
+    bench.attach(&mut known, &records);
+    let mut candidates = bench.candidates(&known);
+    candidates = bench.split(candidates, store.fragments());
     bench.place(&mut candidates, store.fragments());
     candidates.retain(|candidate| {
         candidate.anchors > 1 || candidate.of.sort == Sort::Gpt && !candidate.clone || !candidate.leaves.is_empty()
@@ -251,9 +290,20 @@ fn build(volume: Volume, free: &[Range<u64>], cut: bool, clues: &[Clue]) -> Asse
         candidates.iter().map(|candidate| candidate.of).filter(|of| of.sort.is_disk()).collect();
     let rivals = deleted(&store) > disks.len().max(1);
     bench.fill(&mut candidates, store.fragments(), rivals);
+    let (stray, cut) = stray::finds(&store, clues);
+    if cut {
+        bench.cut.insert("descriptors in free space");
+    }
+    for what in &bench.cut {
+        note(format!("more {what} than are looked at: the others are left out"));
+    }
+    if store.fragments().cut {
+        note("more free pages of pointers than any volume has pointer blocks: the others are left out".into());
+    }
     drop_nested(&mut candidates, block);
     doubt_shared(&mut candidates);
-    let finds = name(&store, &candidates, &classes);
+    let mut finds = name(&store, &candidates, &classes);
+    finds.extend(stray);
     Assembly { finds, findings }
 }
 
@@ -271,98 +321,173 @@ fn add(known: &mut BTreeMap<Identity, Known>, anchor: Anchor) {
     }
 }
 
-/// Finds out of which volume `FILE` records are: they do not say.
-fn attach(known: &mut BTreeMap<Identity, Known>, records: &[Record]) {
-    let lists: BTreeSet<&[(u64, u64)]> =
-        records.iter().filter(|record| !record.runs.is_empty()).map(|record| record.runs.as_slice()).collect();
-    let mut tables: Vec<(Identity, &[(u64, u64)])> = Vec::new();
-    for (identity, volume) in known.iter() {
-        let Some((cluster, mft, _)) = volume.mft else { continue };
-        let starts = |runs: &&&[(u64, u64)]| runs.first().is_some_and(|run| run.1.checked_mul(cluster) == Some(mft));
-        let fitting: Vec<&[(u64, u64)]> = lists.iter().filter(starts).copied().collect();
-        if let [runs] = fitting.as_slice() {
-            tables.push((*identity, runs));
-        }
-    }
-    let alone = known.values().filter(|volume| volume.mft.is_some()).count() == 1;
-    let mut new: Vec<(Identity, u64, Vec<u64>)> = Vec::new();
-    for record in records {
-        let mut fits = Vec::new();
-        for (identity, runs) in &tables {
-            let Some(volume) = known.get(identity) else { continue };
-            let Some((cluster, _, mirror)) = volume.mft else { continue };
-            let Some(at) = record.number.checked_mul(record.size) else { continue };
-            let mut offsets: Vec<u64> = Record::place(runs, cluster, at).into_iter().collect();
-            // The mirror has the first records a second time.
-            if at < record.size.saturating_mul(4).max(cluster) {
-                offsets.push(mirror.saturating_add(at));
-            }
-            if !alone {
-                let start = |at: u64, offset: u64| signed(at).saturating_sub(signed(offset));
-                let starts: BTreeSet<i64> = volume
-                    .anchors
-                    .iter()
-                    .flat_map(|(at, offsets)| offsets.iter().map(move |offset| start(*at, *offset)))
-                    .collect();
-                offsets.retain(|offset| starts.contains(&start(record.at, *offset)));
-            }
-            if !offsets.is_empty() {
-                fits.push((*identity, record.at, offsets));
-            }
-        }
-        if fits.len() == 1 {
-            new.append(&mut fits);
-        }
-    }
-    for (identity, at, offsets) in new {
-        if let Some(volume) = known.get_mut(&identity) {
-            volume.anchors.push((at, offsets));
-        }
-    }
+/// Where a volume or disk would have to start for an anchor to lie where it lies.
+fn start(at: u64, offset: u64) -> i64 {
+    signed(at).saturating_sub(signed(offset))
 }
 
-/// Which partition of which disk a volume lies in, if that is clear.
-fn homes(known: &BTreeMap<Identity, Known>) -> BTreeMap<Identity, (Identity, u64)> {
-    let mut fits: Vec<(Identity, Identity, u64, bool)> = Vec::new();
-    let start = |at: u64, offset: u64| signed(at).saturating_sub(signed(offset));
-    for (volume, what) in known.iter().filter(|(of, _)| !of.sort.is_disk()) {
-        let starts: BTreeSet<i64> =
-            what.anchors.iter().flat_map(|(at, offsets)| offsets.iter().map(move |o| start(*at, *o))).collect();
-        for (disk, disk_known) in known.iter().filter(|(of, _)| of.sort.is_disk()) {
-            for part in &disk_known.parts {
-                let right_len = what.len.is_some_and(|len| part.len.checked_sub(len).is_some_and(|rest| rest < SLACK));
-                let elsewhere = what.hidden.is_some_and(|hidden| hidden != part.start);
-                // It lies where the table says, counted from where the table lies.
-                let behind = disk_known.anchors.iter().flat_map(|(at, offsets)| offsets.iter().map(move |o| (*at, *o)));
-                let mut behind = behind.map(|(at, offset)| start(at, offset).saturating_add(signed(part.start)));
-                let behind = behind.any(|start| starts.contains(&start));
-                let len_fits = what.len.is_none_or(|len| len <= part.len);
-                if right_len && !elsewhere || behind && len_fits {
-                    fits.push((*volume, *disk, part.start, behind));
-                }
+fn starts(what: &Known) -> BTreeSet<i64> {
+    what.anchors.iter().flat_map(|(at, offsets)| offsets.iter().map(move |offset| start(*at, *offset))).collect()
+}
+
+/// A partition, and what claims to be in it.
+#[derive(Clone, Copy)]
+struct Room {
+    disk: Identity,
+    at: u64,
+    len: u64,
+}
+
+/// Which partition of which disk a volume lies in, if that is clear: the only one that it lies behind without a break,
+/// or else the only one of its length, and nobody else has as good a claim to it. The number is that of comparisons that
+/// were left out.
+fn homes(known: &BTreeMap<Identity, Known>) -> (BTreeMap<Identity, (Identity, u64)>, bool) {
+    let mut rooms: Vec<Room> = Vec::new();
+    // Where a volume starts that lies where a partition's table says, counted from where the table lies.
+    let mut by_start: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+    let (mut left, mut cut) = (MOST_STARTS, false);
+    for (disk, what) in known.iter().filter(|(of, _)| of.sort.is_disk()) {
+        let starts = starts(what);
+        for part in &what.parts {
+            for start in &starts {
+                let Some(less) = left.checked_sub(1) else {
+                    cut = true;
+                    break;
+                };
+                left = less;
+                by_start.entry(start.saturating_add(signed(part.start))).or_default().push(rooms.len());
+            }
+            rooms.push(Room { disk: *disk, at: part.start, len: part.len });
+        }
+    }
+    let mut by_len: Vec<(u64, usize)> = (0..).zip(&rooms).map(|(i, room)| (room.len, i)).collect();
+    by_len.sort_unstable();
+    let volumes = || known.iter().filter(|(of, _)| !of.sort.is_disk());
+    // Per room, how many volumes have it by their start, and how many by their length and not by their start.
+    let mut behind: BTreeMap<usize, BTreeSet<Identity>> = BTreeMap::new();
+    for (volume, what) in volumes() {
+        for room in starts(what).iter().filter_map(|start| by_start.get(start)).flatten() {
+            let fits = rooms.get(*room).is_some_and(|room| what.len.is_none_or(|len| len <= room.len));
+            let Some(less) = left.checked_sub(usize::from(fits)) else {
+                cut = true;
+                break;
+            };
+            left = less;
+            if fits {
+                behind.entry(*room).or_default().insert(*volume);
+            }
+        }
+    }
+    let mut sure: BTreeMap<Identity, Vec<usize>> = BTreeMap::new();
+    for (room, volumes) in &behind {
+        for volume in volumes {
+            sure.entry(*volume).or_default().push(*room);
+        }
+    }
+    // By length: only the first two of a volume and of a room matter, as then neither is clear.
+    let mut of_room: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut by_length: BTreeMap<Identity, Vec<usize>> = BTreeMap::new();
+    for (volume, what) in volumes() {
+        let Some(len) = what.len else { continue };
+        let first = by_len.partition_point(|(room, _)| *room < len);
+        let fitting = by_len.iter().skip(first).take_while(|(room, _)| room.saturating_sub(len) < SLACK);
+        let right =
+            |room: &usize| rooms.get(*room).is_some_and(|room| what.hidden.is_none_or(|hidden| hidden == room.at));
+        for room in fitting.map(|(_, room)| *room) {
+            let Some(less) = left.checked_sub(1) else {
+                cut = true;
+                break;
+            };
+            left = less;
+            if right(&room) {
+                let count = of_room.entry(room).or_default();
+                *count = count.saturating_add(1);
+                by_length.entry(*volume).or_default().push(room);
             }
         }
     }
     let mut homes = BTreeMap::new();
-    for volume in known.keys() {
-        let mine = |fit: &&(Identity, Identity, u64, bool)| fit.0 == *volume;
-        let sure = fits.iter().any(|fit| mine(&fit) && fit.3);
-        let of_me: Vec<_> = fits.iter().filter(mine).filter(|fit| fit.3 || !sure).collect();
-        let [(_, disk, at, behind)] = of_me.as_slice() else { continue };
-        // Another volume may have as good a claim to the place.
-        let rivals = fits.iter().filter(|fit| fit.0 != *volume && fit.1 == *disk && fit.2 == *at);
-        let mut rivals = rivals.filter(|fit| fit.3 || !behind);
-        if rivals.next().is_none() {
-            homes.insert(*volume, (*disk, *at));
+    for (volume, _) in volumes() {
+        let [room] = sure.get(volume).or_else(|| by_length.get(volume)).map_or(&[][..], Vec::as_slice) else {
+            continue;
+        };
+        let others = behind.get(room).map_or(0, |of| of.iter().filter(|other| *other != volume).count());
+        let same = of_room.get(room).copied().unwrap_or(0);
+        let rivals = if sure.contains_key(volume) { others } else { others.max(same.saturating_sub(1)) };
+        if let (0, Some(room)) = (rivals, rooms.get(*room)) {
+            homes.insert(*volume, (room.disk, room.at));
         }
     }
-    homes
+    (homes, cut)
 }
 
 impl Bench<'_> {
+    /// Finds out of which volume `FILE` records are: they do not say.
+    fn attach(&mut self, known: &mut BTreeMap<Identity, Known>, records: &[Record]) {
+        let lists: BTreeSet<&[(u64, u64)]> =
+            records.iter().filter(|record| !record.runs.is_empty()).map(|record| record.runs.as_slice()).collect();
+        let mut left = MOST_STEPS;
+        let mut tables: Vec<(Identity, &[(u64, u64)], BTreeSet<i64>)> = Vec::new();
+        for (identity, volume) in known.iter() {
+            let Some((cluster, mft, _)) = volume.mft else { continue };
+            let Some(less) = left.checked_sub(lists.len()) else {
+                self.cut.insert("volumes with records of files");
+                break;
+            };
+            left = less;
+            let starts_there =
+                |runs: &&&[(u64, u64)]| runs.first().is_some_and(|run| run.1.checked_mul(cluster) == Some(mft));
+            let fitting: Vec<&[(u64, u64)]> = lists.iter().filter(starts_there).copied().collect();
+            if let [runs] = fitting.as_slice() {
+                tables.push((*identity, runs, starts(volume)));
+            }
+        }
+        let alone = known.values().filter(|volume| volume.mft.is_some()).count() == 1;
+        let mut new: Vec<(Identity, u64, Vec<u64>)> = Vec::new();
+        for record in records {
+            let Some(less) = left.checked_sub(tables.len()) else {
+                self.cut.insert("records of files");
+                break;
+            };
+            left = less;
+            let mut fits = Vec::new();
+            for (identity, runs, starts) in &tables {
+                let Some(volume) = known.get(identity) else { continue };
+                let Some((cluster, _, mirror)) = volume.mft else { continue };
+                let Some(at) = record.number.checked_mul(record.size) else { continue };
+                let mut offsets: Vec<u64> = Record::place(runs, cluster, at).into_iter().collect();
+                // The mirror has the first records a second time.
+                if at < record.size.saturating_mul(4).max(cluster) {
+                    offsets.push(mirror.saturating_add(at));
+                }
+                if !alone {
+                    offsets.retain(|offset| starts.contains(&start(record.at, *offset)));
+                }
+                if !offsets.is_empty() {
+                    fits.push((*identity, record.at, offsets));
+                }
+            }
+            if fits.len() == 1 {
+                new.append(&mut fits);
+            }
+        }
+        for (identity, at, offsets) in new {
+            if let Some(volume) = known.get_mut(&identity) {
+                volume.anchors.push((at, offsets));
+            }
+        }
+    }
+
     /// Disks with the volumes on them, and volumes alone, with every block that an anchor lies in.
-    fn candidates(&self, known: &BTreeMap<Identity, Known>) -> Vec<Candidate> {
-        let homes = homes(known);
+    fn candidates(&mut self, known: &BTreeMap<Identity, Known>) -> Vec<Candidate> {
+        let (homes, cut) = homes(known);
+        if cut {
+            self.cut.insert("partitions and volumes");
+        }
+        let mut inside: BTreeMap<Identity, Vec<(Identity, u64)>> = BTreeMap::new();
+        for (volume, (disk, start)) in &homes {
+            inside.entry(*disk).or_default().push((*volume, *start));
+        }
         let mut candidates = Vec::new();
         for (of, what) in known {
             if homes.contains_key(of) {
@@ -373,7 +498,7 @@ impl Bench<'_> {
             let mut least = what.parts.iter().map(|part| part.start.saturating_add(part.len)).max().unwrap_or(0);
             let mut skew = 0;
             if of.sort.is_disk() {
-                for (volume, (_, start)) in homes.iter().filter(|(_, (disk, _))| disk == of) {
+                for (volume, start) in inside.get(of).into_iter().flatten() {
                     sorts.insert(volume.sort);
                     let own = known.get(volume).map_or(&[][..], |volume| &volume.anchors);
                     let moved = |offset: &u64| offset.saturating_add(*start);
@@ -460,72 +585,97 @@ impl Bench<'_> {
     }
 
     /// Takes clones apart.
-    fn split(&self, candidate: Candidate, fragments: &Fragments, all: &mut Vec<Candidate>) {
-        if candidate.pins.is_empty() {
-            return;
-        }
-        let mut last = None;
-        let contested = candidate.pins.iter().any(|pin| last.replace(pin.index) == Some(pin.index));
-        if !contested {
-            all.push(candidate);
-            return;
+    fn split(&mut self, candidates: Vec<Candidate>, fragments: &Fragments) -> Vec<Candidate> {
+        let contested = |candidate: &Candidate| {
+            let mut last = None;
+            candidate.pins.iter().any(|pin| last.replace(pin.index) == Some(pin.index))
+        };
+        let all = candidates.into_iter().filter(|candidate| !candidate.pins.is_empty());
+        let (clones, mut all): (Vec<Candidate>, Vec<Candidate>) = all.partition(contested);
+        if clones.is_empty() {
+            return all;
         }
         // Stretches with one distance; a pointer block that names blocks of several joins them.
-        let mut groups: BTreeMap<i64, i64> = candidate.pins.iter().map(|pin| (pin.shift(), pin.shift())).collect();
-        let mine: BTreeMap<u64, Pin> = candidate.pins.iter().map(|pin| (pin.block, *pin)).collect();
-        self.each_pointer(fragments, &mut |_, pointers| {
-            let mut bases: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
-            for pointer in pointers {
-                let Some(pin) = mine.get(&pointer.at.checked_div(self.block).unwrap_or(0)) else { continue };
-                let base = signed(pin.index).saturating_sub(signed(pointer.slot));
-                bases.entry(base).or_default().push(pin.shift());
+        let mut bonds: Vec<Bonds> = clones.iter().map(|candidate| Bonds::new(&candidate.pins)).collect();
+        let mut mine: BTreeMap<u64, Vec<(usize, Pin)>> = BTreeMap::new();
+        for (i, candidate) in (0..).zip(&clones) {
+            for pin in &candidate.pins {
+                mine.entry(pin.block).or_default().push((i, *pin));
             }
-            // Pins that contradict each other join nothing.
-            let [shifts] = bases.values().collect::<Vec<_>>()[..] else { return };
-            let roots: BTreeSet<i64> = shifts.iter().filter_map(|shift| groups.get(shift).copied()).collect();
-            let Some(root) = roots.first().copied() else { return };
-            for group in groups.values_mut().filter(|group| roots.contains(group)) {
-                *group = root;
+        }
+        let mut left = MOST_STEPS;
+        let (block, mut cut) = (self.block, false);
+        self.each_pointer(fragments, &mut |_, pointers| {
+            let mut bases: BTreeMap<usize, BTreeMap<i64, Vec<i64>>> = BTreeMap::new();
+            for pointer in pointers {
+                for (of, pin) in mine.get(&pointer.at.checked_div(block).unwrap_or(0)).into_iter().flatten() {
+                    let Some(less) = left.checked_sub(1) else {
+                        cut = true;
+                        return;
+                    };
+                    left = less;
+                    let base = signed(pin.index).saturating_sub(signed(pointer.slot));
+                    bases.entry(*of).or_default().entry(base).or_default().push(pin.shift());
+                }
+            }
+            for (of, bases) in bases {
+                // Pins that contradict each other join nothing.
+                let [shifts] = bases.values().collect::<Vec<_>>()[..] else { continue };
+                let Some(bonds) = bonds.get_mut(of) else { continue };
+                for pair in shifts.windows(2) {
+                    bonds.join(pair.first().copied(), pair.last().copied());
+                }
             }
         });
-        let mut parts: BTreeMap<i64, BTreeSet<Pin>> = BTreeMap::new();
-        for pin in &candidate.pins {
-            parts.entry(groups.get(&pin.shift()).copied().unwrap_or(0)).or_default().insert(*pin);
+        if cut {
+            self.cut.insert("pointers to blocks of several disks");
         }
-        for pins in parts.into_values() {
-            let mut last = None;
-            // Joined, and still two blocks for one place.
-            if pins.iter().any(|pin| last.replace(pin.index) == Some(pin.index)) {
-                continue;
+        for (candidate, mut bonds) in clones.into_iter().zip(bonds) {
+            let mut parts: BTreeMap<i64, BTreeSet<Pin>> = BTreeMap::new();
+            for pin in &candidate.pins {
+                parts.entry(bonds.root(pin.shift())).or_default().insert(*pin);
             }
-            all.push(Candidate {
-                of: candidate.of,
-                sorts: candidate.sorts.clone(),
-                label: candidate.label.clone(),
-                anchors: pins.len(),
-                pins,
-                skew: candidate.skew,
-                len: candidate.len,
-                least: candidate.least,
-                clone: true,
-                loose: false,
-                leaves: BTreeMap::new(),
-                pieces: Vec::new(),
-            });
+            for pins in parts.into_values() {
+                let mut last = None;
+                // Joined, and still two blocks for one place.
+                if pins.iter().any(|pin| last.replace(pin.index) == Some(pin.index)) {
+                    continue;
+                }
+                all.push(Candidate {
+                    of: candidate.of,
+                    sorts: candidate.sorts.clone(),
+                    label: candidate.label.clone(),
+                    anchors: pins.len(),
+                    pins,
+                    skew: candidate.skew,
+                    len: candidate.len,
+                    least: candidate.least,
+                    clone: true,
+                    loose: false,
+                    leaves: BTreeMap::new(),
+                    pieces: Vec::new(),
+                });
+            }
         }
+        // As they were: by what they are.
+        all.sort_by_key(|candidate| candidate.of);
+        all
     }
 
-    fn each_pointer(&self, fragments: &Fragments, sink: &mut dyn FnMut(usize, &[Pointer])) {
+    fn each_pointer(&mut self, fragments: &Fragments, sink: &mut dyn FnMut(usize, &[Pointer])) {
         let mut left = MOST_POINTERS;
         for (i, leaf) in (0..).zip(&fragments.leaves) {
-            let Some(rest) = left.checked_sub(narrow(leaf.count)) else { return };
+            let Some(rest) = left.checked_sub(narrow(leaf.count)) else {
+                self.cut.insert("pointers in free pages");
+                return;
+            };
             left = rest;
             sink(i, &Fragments::pointers(self.volume, leaf));
         }
     }
 
     /// Places leaves by the anchors in the blocks that they name, and then by each other.
-    fn place(&self, candidates: &mut [Candidate], fragments: &Fragments) {
+    fn place(&mut self, candidates: &mut [Candidate], fragments: &Fragments) {
         let mut pins: BTreeMap<u64, Vec<(usize, u64)>> = BTreeMap::new();
         for (i, candidate) in (0..).zip(candidates.iter()) {
             for pin in &candidate.pins {
@@ -534,12 +684,18 @@ impl Bench<'_> {
         }
         let fan = signed(self.fan);
         let mut homes: BTreeMap<usize, (usize, i64)> = BTreeMap::new();
+        let (block, mut left, mut cut) = (self.block, MOST_STEPS, false);
         self.each_pointer(fragments, &mut |leaf, pointers| {
             let mut votes: BTreeMap<(usize, i64), usize> = BTreeMap::new();
             let mut total: usize = 0;
             for pointer in pointers {
-                let block = pointer.at.checked_div(self.block).unwrap_or(0);
+                let block = pointer.at.checked_div(block).unwrap_or(0);
                 for (candidate, index) in pins.get(&block).into_iter().flatten() {
+                    let Some(less) = left.checked_sub(1) else {
+                        cut = true;
+                        return;
+                    };
+                    left = less;
                     let base = signed(*index).saturating_sub(signed(pointer.slot));
                     let whole = candidates.get(*candidate).is_some_and(|found| found.of.sort.is_disk());
                     total = total.saturating_add(1);
@@ -556,6 +712,9 @@ impl Bench<'_> {
                 homes.insert(leaf, *home);
             }
         });
+        if cut {
+            self.cut.insert("pointers to blocks with structures of guests");
+        }
         // Two leaves in one place contradict each other.
         let mut places: BTreeMap<(usize, i64), usize> = BTreeMap::new();
         for home in homes.values() {
@@ -627,7 +786,7 @@ impl Bench<'_> {
     ///
     /// With `rivals`, more disks were deleted than are told apart, so that stretches which nothing but their names joins
     /// can be of two clones: all but the largest are doubtful.
-    fn fill(&self, candidates: &mut [Candidate], fragments: &Fragments, rivals: bool) {
+    fn fill(&mut self, candidates: &mut [Candidate], fragments: &Fragments, rivals: bool) {
         // Anchors of all, by block: one that says otherwise keeps a stretch from being filled. Volumes without a disk
         // may lie in one, and speak against it only if they are in several pieces themselves.
         let mut all: BTreeMap<u64, Vec<(usize, i64)>> = BTreeMap::new();
@@ -651,6 +810,9 @@ impl Bench<'_> {
                     bonds.join(pair.first().copied(), pair.last().copied());
                 }
                 let pieces = Fragments::pieces(self.volume, leaf, start.saturating_mul(self.block));
+                if !self.affords(pieces.len()) {
+                    break;
+                }
                 mapped.push((shifts.first().copied(), pieces));
             }
             let mut pinned = Vec::new();
@@ -664,7 +826,11 @@ impl Bench<'_> {
                     let count = pin.index.saturating_sub(index);
                     if before.shift() == pin.shift() {
                         if inside.all(|(of, shift)| *of == i && *shift == pin.shift()) {
+                            let before = stretch.len();
                             self.stretch(index, block, count, &mut stretch);
+                            if !self.affords(stretch.len().saturating_sub(before)) {
+                                stretch.truncate(before);
+                            }
                         }
                     } else if inside.peek().is_none() && self.skip(index, block..pin.block, count, &mut stretch) {
                         bonds.join(Some(before.shift()), Some(pin.shift()));
@@ -694,15 +860,26 @@ impl Bench<'_> {
         }
     }
 
+    /// Whether there is room for so many pieces more.
+    fn affords(&mut self, pieces: usize) -> bool {
+        let left = self.left.checked_sub(pieces);
+        if left.is_none() {
+            self.cut.insert("pieces of disks");
+        }
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
+    }
+
     /// The free blocks of a stretch of the volume, if they are as many as are missing: those in between were somebody
     /// else's when the disk grew over them.
-    fn skip(&self, index: u64, blocks: Range<u64>, count: u64, pieces: &mut Vec<Piece>) -> bool {
+    fn skip(&mut self, index: u64, blocks: Range<u64>, count: u64, pieces: &mut Vec<Piece>) -> bool {
         let (start, end) = (blocks.start.saturating_mul(self.block), blocks.end.saturating_mul(self.block));
         let first = self.free.partition_point(|range| range.end <= start);
         let inside = self.free.iter().skip(first).take_while(|range| range.start < end);
-        let inside: Vec<Range<u64>> = inside.map(|range| range.start.max(start)..range.end.min(end)).collect();
+        let inside: Vec<Range<u64>> =
+            inside.map(|range| range.start.max(start)..range.end.min(end)).take(self.left.saturating_add(1)).collect();
         let free: u64 = inside.iter().map(|range| range.end.saturating_sub(range.start)).sum();
-        if free != count.saturating_mul(self.block) {
+        if free != count.saturating_mul(self.block) || !self.affords(inside.len()) {
             return false;
         }
         let mut at = index.saturating_mul(self.block);
@@ -727,7 +904,8 @@ impl Bench<'_> {
         };
         let first = self.free.partition_point(|range| range.end <= start);
         let mut at = start;
-        for range in self.free.iter().skip(first).take_while(|range| range.start < end) {
+        // One more than there is room for says that there is none.
+        for range in self.free.iter().skip(first).take_while(|range| range.start < end).take(self.left.max(1)) {
             let from = range.start.max(start);
             push(at, from, Source::Taken(at));
             at = range.end.min(end);
@@ -817,10 +995,16 @@ fn deleted(store: &Datastore) -> usize {
 /// The disks that descriptions name and that are gone.
 fn hints(store: &Datastore) -> (Vec<Hint>, Option<NodeId>) {
     let mut hints: Vec<Hint> = Vec::new();
+    let mut asked: BTreeSet<(Option<NodeId>, Vec<u8>, u64)> = BTreeSet::new();
+    let mut known: BTreeSet<(Vec<u8>, u64)> = BTreeSet::new();
     let mut add = |text: &[u8], parent: Option<NodeId>, gone: &dyn Fn(&[u8]) -> bool| {
+        if hints.len() >= MOST_FINDS || asked.len() >= MOST_ASKED {
+            return;
+        }
         for (name, len) in extents(text) {
-            let known = hints.iter().any(|hint| hint.name == name && hint.len == len);
-            if !known && gone(&name) && hints.len() < MOST_FINDS {
+            let is_known = known.contains(&(name.clone(), len)) || !asked.insert((parent, name.clone(), len));
+            if !is_known && gone(&name) {
+                known.insert((name.clone(), len));
                 hints.push(Hint { name, len, parent });
             }
         }
@@ -933,7 +1117,7 @@ fn name(store: &Datastore, candidates: &[Candidate], classes: &Classes) -> Vec<F
         let why = why(candidate, hint, classes);
         let parent = hint.map_or(deleted_in, |hint| hint.parent.or(deleted_in));
         let layer = Assembled::new(Arc::clone(&store.volume.space.lv), len, candidate.pieces.clone(), 0);
-        finds.push(Found { name, named, parent, why, trust, layer: Arc::new(layer) });
+        finds.push(Found { name, named, parent, why, trust, state: State::Fragment, layer: Arc::new(layer) });
     }
     finds
 }
@@ -986,7 +1170,8 @@ struct Found {
     parent: Option<NodeId>,
     why: String,
     trust: Trust,
-    layer: Arc<Assembled>,
+    state: State,
+    layer: Bytes,
 }
 
 /// The tree of what was put together. Its root lists nothing: all are finds. Parents are nodes of the datastore.
@@ -1012,7 +1197,7 @@ impl Tree for Assembly {
             return Ok(Node::plain(Kind::Dir, 0, 0o700));
         }
         let found = self.found(id)?;
-        Ok(Node { state: State::Fragment, trust: found.trust, ..Node::plain(Kind::File, found.layer.len(), 0o600) })
+        Ok(Node { state: found.state, trust: found.trust, ..Node::plain(Kind::File, found.layer.len(), 0o600) })
     }
 
     fn list(&self, dir: NodeId, _: u64, _: Lister<'_>) -> Result<(), Error> {
@@ -1033,13 +1218,8 @@ impl Tree for Assembly {
 
     fn finds(&self, sink: Finder<'_>) {
         for (number, found) in (1..).zip(&self.finds) {
-            let entry = Entry {
-                name: found.name.clone(),
-                id: NodeId(number),
-                kind: Kind::File,
-                state: State::Fragment,
-                next: 0,
-            };
+            let entry =
+                Entry { name: found.name.clone(), id: NodeId(number), kind: Kind::File, state: found.state, next: 0 };
             let find = Find { entry, parent: found.parent, named: found.named, why: found.why.clone() };
             if sink(find).is_break() {
                 return;

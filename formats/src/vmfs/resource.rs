@@ -146,7 +146,8 @@ impl Resource {
         let fd = space.descriptor(at, address)?;
         let mapped = matches!(fd.shape, Shape::Mapped { shift, .. } if shift == space.header.file_shift);
         if fd.kind != Type::System || !mapped {
-            let found = format!("{:?} of {:?}, a system file of file blocks is wanted", fd.kind, fd.shape);
+            let blocks = if mapped { "" } else { ", not of file blocks" };
+            let found = format!("it is {}{blocks}: a system file of file blocks is wanted", fd.kind);
             return Err(Error::corrupt("VMFS descriptor of a resource file", at, found));
         }
         let file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), fd));
@@ -168,7 +169,8 @@ impl Resource {
         // `.pbc.sf` of VMFS6 has none at all: pointer blocks are sub-blocks there.
         if per_cluster > 1 << 16
             || !(1..=1 << 16).contains(&per_group)
-            || raw.resource_size > 64 << 20
+            // Bodies are units of metadata or more; none have size 0.
+            || raw.resource_size != 0 && !(512..=64 << 20).contains(&raw.resource_size)
             || per_cluster.saturating_mul(bits) > room
         {
             return corrupt(format!(
