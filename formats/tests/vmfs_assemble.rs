@@ -429,6 +429,7 @@ fn descriptors_outside_of_the_geometry_are_finds() {
     for six in [true, false] {
         let mut store = store(six);
         store.file("vm/notes", Content::patterned(300_000, 5), &Layout::default());
+        store.sync();
         let located = store.locate("vm/notes");
         let mut copy = store.read_lv(located.fd_lv, located.fd_len as usize);
         // In the last GiB nothing is in use. It says that it is another, and lies there.

@@ -20,7 +20,7 @@ use vdrecover_formats::vmfs::address::FdAddress;
 use vdrecover_formats::vmfs::descriptor::Origin;
 use vdrecover_formats::vmfs::header::Header;
 use vdrecover_formats::vmfs::journal::{self, Standing};
-use vdrecover_formats::vmfs::lvm::{Logical, Lvm};
+use vdrecover_formats::vmfs::lvm::{Device as Lvm, Logical};
 use vdrecover_formats::vmfs::volume::Volume;
 use vdrecover_formats::{Bytes, Fault, Finding, Layer, Note, Place, Pool, Run, Tree, Trust, Why};
 use vdrecover_testdata::Device;
@@ -181,7 +181,7 @@ fn a_journal_is_read_once() {
             hostile.write(BASE + at, &beat);
         }
         let volume = volume(hostile);
-        assert_eq!(volume.heartbeats.in_use().count(), 200);
+        assert!(volume.heartbeats.in_use().count() >= 200);
         let named: Vec<u64> = journal::journals(&volume).iter().map(|journal| journal.at).collect();
         assert_eq!(named.iter().filter(|at| **at == used.journal_at).count(), 1, "{version:?}: {named:x?}");
     }

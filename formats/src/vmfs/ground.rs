@@ -26,8 +26,16 @@ struct Stretch {
     file: Range<u64>,
     /// Where they lie in the volume.
     at: u64,
+    state: State,
+}
+
+/// What the volume has there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    There,
     /// They can't be had.
-    lost: bool,
+    Lost,
+    Hole,
 }
 
 impl Stretch {
@@ -64,16 +72,18 @@ impl Ground {
                 for part in walk_merged(lv, offset..offset.saturating_add(end.saturating_sub(at))) {
                     left = left.saturating_sub(1);
                     let from = at.saturating_add(part.at.saturating_sub(offset));
-                    if !matches!(part.place, Place::Hole | Place::Zero) {
-                        let lost = matches!(part.place, Place::Lost(_));
-                        found.stretches.push(Stretch { file: from..from.saturating_add(part.len), at: part.at, lost });
-                    }
+                    let state = match part.place {
+                        Place::Hole | Place::Zero => State::Hole,
+                        Place::Lost(_) => State::Lost,
+                        _ => State::There,
+                    };
+                    found.stretches.push(Stretch { file: from..from.saturating_add(part.len), at: part.at, state });
                     if left == 0 {
                         break;
                     }
                 }
             } else {
-                found.stretches.push(Stretch { file: at..end, at: u64::MAX, lost: true });
+                found.stretches.push(Stretch { file: at..end, at: u64::MAX, state: State::Lost });
             }
             at = end;
         }
@@ -109,7 +119,7 @@ impl Ground {
         let end_of = |cluster| resource.header(cluster).map_or(u64::MAX, |at| at.saturating_add(size));
         let mut found = Vec::new();
         let (mut next, mut last, mut lost): (u64, Option<u64>, usize) = (0, None, LOST);
-        for part in &self.stretches {
+        for part in self.stretches.iter().filter(|part| part.state != State::Hole) {
             let (mut low, mut high) = (next, total);
             while low < high {
                 let middle = low.saturating_add(high.saturating_sub(low) >> 1);
@@ -123,7 +133,7 @@ impl Ground {
                     self.cut = true;
                     return found;
                 }
-                if part.lost {
+                if part.state == State::Lost {
                     let Some(less) = lost.checked_sub(1) else {
                         self.cut = true;
                         break;
@@ -147,7 +157,7 @@ impl Ground {
             return ControlFlow::Continue(());
         }
         let mut last = None;
-        for part in self.stretches.iter().filter(|part| !part.lost) {
+        for part in self.stretches.iter().filter(|part| part.state == State::There) {
             let mut at = part.file.start;
             while at < part.file.end {
                 let (what, end) = resource.part(at);
