@@ -65,6 +65,7 @@ pub(super) fn run(case: &mut Case, progress: &Progress) {
         let Some(Searched { tree, mut findings }) = search(&*store.tree, &SweepOptions::default(), progress) else {
             continue;
         };
+        store.tree.left_out(&mut |finding| findings.push(finding));
         for part in 0..tree.parts() {
             let _ = tree.audit(part, &mut |note| {
                 if let Note::Finding(finding) = note {

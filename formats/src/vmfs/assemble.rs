@@ -262,12 +262,11 @@ fn build(volume: Volume, free: &[Range<u64>], cut: bool, clues: &[Clue]) -> Asse
         }
         if let Some(mut anchor) = guest::anchor(store.volume.lv(), clue) {
             count = count.saturating_add(1);
-            match parts.checked_sub(anchor.parts.len()) {
-                Some(left) => parts = left,
-                None => {
-                    anchor.parts.clear();
-                    bench.cut.insert("partitions");
-                }
+            if let Some(left) = parts.checked_sub(anchor.parts.len()) {
+                parts = left;
+            } else {
+                anchor.parts.clear();
+                bench.cut.insert("partitions");
             }
             add(&mut known, anchor);
         } else if let Some(record) = guest::record(store.volume.lv(), clue) {
@@ -339,8 +338,8 @@ struct Room {
 }
 
 /// Which partition of which disk a volume lies in, if that is clear: the only one that it lies behind without a break,
-/// or else the only one of its length, and nobody else has as good a claim to it. The number is that of comparisons that
-/// were left out.
+/// or else the only one of its length, and nobody else has as good a claim to it. Whether comparisons were left
+/// out is told beside it.
 fn homes(known: &BTreeMap<Identity, Known>) -> (BTreeMap<Identity, (Identity, u64)>, bool) {
     let mut rooms: Vec<Room> = Vec::new();
     // Where a volume starts that lies where a partition's table says, counted from where the table lies.
@@ -421,13 +420,20 @@ fn homes(known: &BTreeMap<Identity, Known>) -> (BTreeMap<Identity, (Identity, u6
     (homes, cut)
 }
 
+/// The table of the records of a volume: its runs, and where the volume would have to start.
+struct Table<'r> {
+    of: Identity,
+    runs: &'r [(u64, u64)],
+    starts: BTreeSet<i64>,
+}
+
 impl Bench<'_> {
     /// Finds out of which volume `FILE` records are: they do not say.
     fn attach(&mut self, known: &mut BTreeMap<Identity, Known>, records: &[Record]) {
         let lists: BTreeSet<&[(u64, u64)]> =
             records.iter().filter(|record| !record.runs.is_empty()).map(|record| record.runs.as_slice()).collect();
         let mut left = MOST_STEPS;
-        let mut tables: Vec<(Identity, &[(u64, u64)], BTreeSet<i64>)> = Vec::new();
+        let mut tables: Vec<Table<'_>> = Vec::new();
         for (identity, volume) in known.iter() {
             let Some((cluster, mft, _)) = volume.mft else { continue };
             let Some(less) = left.checked_sub(lists.len()) else {
@@ -439,7 +445,7 @@ impl Bench<'_> {
                 |runs: &&&[(u64, u64)]| runs.first().is_some_and(|run| run.1.checked_mul(cluster) == Some(mft));
             let fitting: Vec<&[(u64, u64)]> = lists.iter().filter(starts_there).copied().collect();
             if let [runs] = fitting.as_slice() {
-                tables.push((*identity, runs, starts(volume)));
+                tables.push(Table { of: *identity, runs, starts: starts(volume) });
             }
         }
         let alone = known.values().filter(|volume| volume.mft.is_some()).count() == 1;
@@ -451,7 +457,7 @@ impl Bench<'_> {
             };
             left = less;
             let mut fits = Vec::new();
-            for (identity, runs, starts) in &tables {
+            for Table { of: identity, runs, starts } in &tables {
                 let Some(volume) = known.get(identity) else { continue };
                 let Some((cluster, _, mirror)) = volume.mft else { continue };
                 let Some(at) = record.number.checked_mul(record.size) else { continue };

@@ -138,29 +138,7 @@ impl Datastore {
             let text = format!("{what} than any volume has: the rest was not compared");
             teller.tell("VMFS-CHECK-CUT", space.header.fdc_at(), Trust::Doubtful, text);
         }
-        self.check_bounds(&mut teller);
         let _ = teller.teller.finish("", teller.take);
-    }
-
-    /// Tells where a search for what is lost stops before its end.
-    fn check_bounds(&self, teller: &mut Reporter<'_>) {
-        let mut cut = |what: &str| {
-            let text = format!("{what}: the rest is not looked at");
-            teller.tell("VMFS-SEARCH-CUT", self.volume.space.header.fdc_at(), Trust::Inferred, text);
-        };
-        if self.fragments().cut {
-            cut("there are more free pages of pointers than any volume has pointer blocks");
-        }
-        self.lost_bounds(&mut cut);
-        if self.volume.owned_cut() {
-            cut("there are more owners of blocks than any volume has files");
-        }
-        if self.rivals().cut {
-            cut("dead files claim more blocks than are compared with each other");
-        }
-        if self.heir().cut {
-            cut("resource files lie in more pieces than any volume's do");
-        }
     }
 
     fn check_hosts(&self, teller: &mut Reporter<'_>) {

@@ -151,10 +151,10 @@ impl Folder {
         let mut at: u64 = 0;
         while at < len {
             let run = file.run(at, len.saturating_sub(at));
-            if let Place::Below { offset, .. } = run.place {
-                if sink(offset..offset.saturating_add(run.len)).is_break() {
-                    return;
-                }
+            if let Place::Below { offset, .. } = run.place
+                && sink(offset..offset.saturating_add(run.len)).is_break()
+            {
+                return;
             }
             at = at.saturating_add(run.len.max(1));
         }

@@ -13,6 +13,7 @@ use super::journal::Image;
 use super::tree::{Datastore, node_id};
 use super::volume::Volume;
 use crate::layer::Trust;
+use crate::note::Finding;
 use crate::num::narrow;
 use crate::tree::{Entry, Find, Finder, Kind, Named, NodeId, State};
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,10 +100,18 @@ impl Datastore {
         ControlFlow::Continue(())
     }
 
-    /// Calls `cut` with what the search for what is lost left out.
-    pub(super) fn lost_bounds(&self, cut: &mut dyn FnMut(&str)) {
-        for what in &self.lost().cut {
-            cut(what);
+    /// Tells where the search for what is lost ends before its end.
+    pub(super) fn tell_left_out(&self, sink: &mut dyn FnMut(Finding)) {
+        let mut cuts: BTreeSet<&'static str> = self.lost().cut.clone();
+        let mut cut = |is_cut: bool, what: &'static str| cuts.extend(Some(what).filter(|_| is_cut));
+        cut(self.fragments().cut, "there are more free pages of pointers than any volume has pointer blocks");
+        cut(self.volume.owned_cut(), "there are more owners of blocks than any volume has files");
+        cut(self.rivals().cut, "dead files claim more blocks than are compared with each other");
+        cut(self.heir().cut, "resource files lie in more pieces than any volume's do");
+        let at = self.volume.space.physical(self.volume.space.header.fdc_at());
+        for what in cuts {
+            let text = format!("{what}: the rest is not looked at");
+            sink(Finding::new("VMFS-SEARCH-CUT", at..at, Trust::Inferred, text));
         }
     }
 

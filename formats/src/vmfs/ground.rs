@@ -118,7 +118,7 @@ impl Ground {
         let size = resource.headers_len().checked_div(resource.per_group).unwrap_or(0);
         let end_of = |cluster| resource.header(cluster).map_or(u64::MAX, |at| at.saturating_add(size));
         let mut found = Vec::new();
-        let (mut next, mut last, mut lost): (u64, Option<u64>, usize) = (0, None, LOST);
+        let (mut next, mut last, mut room): (u64, Option<u64>, usize) = (0, None, LOST);
         for part in self.stretches.iter().filter(|part| part.state != State::Hole) {
             let (mut low, mut high) = (next, total);
             while low < high {
@@ -134,11 +134,11 @@ impl Ground {
                     return found;
                 }
                 if part.state == State::Lost {
-                    let Some(less) = lost.checked_sub(1) else {
+                    let Some(less) = room.checked_sub(1) else {
                         self.cut = true;
                         break;
                     };
-                    lost = less;
+                    room = less;
                 }
                 found.push(next);
                 next = next.saturating_add(1);

@@ -82,8 +82,8 @@ impl Owned {
             let mut left = KEPT;
             for (cluster, resource) in owned.clusters(volume, sbc) {
                 let spot = Spot { cluster, resource };
-                let Some(owner) = of(&volume.space, sbc, spot) else { continue };
-                let parts = owned.subs.entry(owner).or_default();
+                let Some(file) = of(&volume.space, sbc, spot) else { continue };
+                let parts = owned.subs.entry(file).or_default();
                 // One more than are used says that there are too many.
                 if parts.len() > PARTS {
                     continue;

@@ -290,6 +290,10 @@ impl Tree for Datastore {
         }
     }
 
+    fn left_out(&self, sink: &mut dyn FnMut(Finding)) {
+        self.tell_left_out(sink);
+    }
+
     fn search(&self) -> Option<Search> {
         Some(super::assemble::search(self))
     }
