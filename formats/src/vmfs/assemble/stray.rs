@@ -3,7 +3,7 @@
 //! A descriptor says where in the volume it lies. One in free space that lies where it says, and that neither the
 //! volume of now nor one of before has in its `.fdc.sf`, is a find of its own.
 
-use super::Found;
+use super::assembly::Found;
 use crate::format::{Clue, Window};
 use crate::layer::Trust;
 use crate::num::{narrow, round_up, wide};
