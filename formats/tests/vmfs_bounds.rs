@@ -16,6 +16,7 @@ mod vmfs_support;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use vdrecover_formats::format::Window;
 use vdrecover_formats::vmfs::address::FdAddress;
 use vdrecover_formats::vmfs::descriptor::Origin;
 use vdrecover_formats::vmfs::header::Header;
@@ -23,9 +24,10 @@ use vdrecover_formats::vmfs::journal::{self, Standing};
 use vdrecover_formats::vmfs::lvm::{Device as Lvm, Logical};
 use vdrecover_formats::vmfs::volume::Volume;
 use vdrecover_formats::{Bytes, Fault, Finding, Layer, Note, Place, Pool, Run, Tree, Trust, Why};
+use vdrecover_formats::{read_vec, walk};
 use vdrecover_testdata::Device;
 use vdrecover_testdata::vmfs::{Addressing, Content, Crash, Layout, Lock, Version, Vmfs, VmfsSpec};
-use vmfs_support::{MIB, find, open, tree};
+use vmfs_support::{CHUNK, MIB, Sparse, find, image, open, tree};
 
 const BASE: u64 = 0x110_0000;
 const LEN: u64 = 288 * MIB;
@@ -286,4 +288,108 @@ fn the_gaps_of_one_folder_are_told_as_one() {
     let gaps: Vec<Finding> = audit(&*tree).into_iter().filter(|finding| finding.code == "VMFS-DIR-GAP").collect();
     assert_eq!(gaps.len(), 5, "{gaps:?}");
     assert!(gaps[4].text.ends_with("more of this kind"), "{gaps:?}");
+}
+
+/// A real image with holes where it has nothing, that counts what is asked of it.
+#[derive(Debug)]
+struct Real {
+    image: Sparse,
+    asked: AtomicU64,
+    most: u64,
+}
+
+impl Layer for Real {
+    fn len(&self) -> u64 {
+        self.image.len
+    }
+
+    fn run(&self, at: u64, want: u64) -> Run<'_> {
+        let chunk = at / CHUNK as u64;
+        let rest = want.min((chunk + 1) * CHUNK as u64 - at);
+        if self.image.chunks.contains_key(&chunk) {
+            return Run::sound(rest, Place::Own);
+        }
+        let next = self.image.chunks.range(chunk..).next().map_or(u64::MAX, |(next, _)| next * CHUNK as u64);
+        Run::sound(want.min(next - at), Place::Hole)
+    }
+
+    fn fetch(&self, at: u64, buf: &mut [u8]) -> Result<Trust, Fault> {
+        let asked = self.asked.fetch_add(1, Ordering::Relaxed);
+        assert!(asked < self.most, "asked {asked} times");
+        self.image.fetch(at, buf)
+    }
+}
+
+/// Everything that can be asked of a datastore, a deep search of what is there included.
+fn ask_all(tree: &dyn Tree) {
+    let _ = audit(tree);
+    let _ = check(tree);
+    let mut nodes = Vec::new();
+    tree.finds(&mut |find| {
+        nodes.push(find.entry.id);
+        if nodes.len() < 200 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    tree.left_out(&mut |_| {});
+    for id in nodes {
+        if let Ok(layer) = tree.open(id) {
+            let _ = walk(&*layer, 0..layer.len()).take(2000).count();
+        }
+    }
+    let search = tree.search().unwrap();
+    let mut clues = Vec::new();
+    for range in &search.free {
+        for run in walk(&*search.layer, range.clone()).filter(|run| !matches!(run.place, Place::Hole)) {
+            let (bytes, _) = read_vec(&*search.layer, run.at, run.len.min(MIB) as usize);
+            let window = Window { at: run.at, bytes: &bytes, own: bytes.len() };
+            (search.look)(&window, &mut |clue| clues.push(clue));
+        }
+    }
+    clues.sort_unstable();
+    (search.build)(&clues).finds(&mut |_| ControlFlow::Continue(()));
+}
+
+/// Fields of the metadata of real volumes, set to what no writer writes. `VDRECOVER_MUTATIONS=N` asks for more.
+#[test]
+fn mutated_real_volumes_cost_what_they_are() {
+    let count = std::env::var("VDRECOVER_MUTATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(6_u64);
+    for name in ["vmfs5", "vmfs6"] {
+        let Some(image) = image(name) else { return };
+        let mut sectors = Vec::new();
+        for (chunk, bytes) in &image.chunks {
+            for (i, sector) in bytes.chunks(512).enumerate() {
+                let word = u32::from_le_bytes(sector[..4].try_into().unwrap());
+                let marks = [0x7266_6D64, 0x7263_6D64, 0x6664_6D64, 0xC001_D00D, 0x2FAB_F15E];
+                let known = (0x10C0_0001..=0x10C0_0009).contains(&word) || marks.contains(&word);
+                if known || sector.windows(4).any(|w| w == b"dmfr" || w == b"dmdf") {
+                    sectors.push(chunk * CHUNK as u64 + i as u64 * 512);
+                }
+            }
+        }
+        // What a mutation hits first: the few that all others hang on.
+        let mut state: u64 = 0x9E37_79B9_7F4A_7C15;
+        let mut next = |below: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % below
+        };
+        for number in 0..count {
+            let mut hostile = Sparse::clone(&image);
+            let mut about = Vec::new();
+            for _ in 0..1 + next(12) {
+                let few = if next(2) == 0 { sectors.len().min(200) } else { sectors.len() } as u64;
+                let at = sectors[next(few) as usize] + [0, 512, 4096][next(3) as usize] + next(128) * 4;
+                let value = [0, 1, u64::MAX, 1 << 40, 0x7FFF_FFFF, next(1 << 40)][next(6) as usize];
+                hostile.write(at, &value.to_le_bytes()[..[4, 8][next(2) as usize]]);
+                about.push((at, value));
+            }
+            let real: Bytes = Arc::new(Real { image: hostile, asked: AtomicU64::new(0), most: 4_000_000 });
+            println!("{name} {number}: {about:x?}");
+            let opened = (vdrecover_formats::vmfs::FORMAT.open)(&real, &Pool::new(32 << 20).share());
+            let joined = opened.ok().and_then(|opened| opened.join_alone().ok());
+            if let Some(vdrecover_formats::Content::Tree(tree)) = joined {
+                ask_all(&*tree);
+            }
+        }
+    }
 }
