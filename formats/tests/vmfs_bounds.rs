@@ -376,7 +376,7 @@ fn mutated_real_volumes_cost_what_they_are() {
         for number in 0..count {
             let mut hostile = Sparse::clone(&image);
             let mut about = Vec::new();
-            for _ in 0..1 + next(12) {
+            for _ in 0..=next(12) {
                 let few = if next(2) == 0 { sectors.len().min(200) } else { sectors.len() } as u64;
                 let at = sectors[next(few) as usize] + [0, 512, 4096][next(3) as usize] + next(128) * 4;
                 let value = [0, 1, u64::MAX, 1 << 40, 0x7FFF_FFFF, next(1 << 40)][next(6) as usize];
