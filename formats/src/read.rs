@@ -5,6 +5,7 @@ use crate::layer::{Fault, Gap, Layer, Loss, MAX_UNIT, Place, Trust, Unit, Why};
 use crate::memo::Block;
 use crate::num::{narrow, wide};
 use std::mem;
+use std::ops::Range;
 
 /// What a read met.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +21,13 @@ impl Seen {
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.gaps.is_empty()
+    }
+
+    /// Whether any byte of a range is missing.
+    #[must_use]
+    pub fn has_gap(&self, range: &Range<u64>) -> bool {
+        let first = self.gaps.partition_point(|gap| gap.range.end <= range.start);
+        self.gaps.get(first).is_some_and(|gap| gap.range.start < range.end)
     }
 
     fn lose(&mut self, at: u64, out: &mut [u8], loss: Loss) {

@@ -284,6 +284,11 @@ pub trait Tree: Debug + Send + Sync {
         Vec::new()
     }
 
+    /// What [`Tree::finds`] left out because there was more than any volume has: damage, or malice.
+    fn left_out(&self, sink: &mut dyn FnMut(Finding)) {
+        let _ = sink;
+    }
+
     /// How free space is searched for more.
     fn search(&self) -> Option<Search> {
         None

@@ -29,13 +29,16 @@ pub mod heir;
 pub mod journal;
 pub mod lvm;
 pub mod owner;
+mod page;
 mod pieces;
 mod rebuild;
 mod relic;
+mod remnant;
 pub mod resource;
 mod rivals;
 mod sweep;
 mod system;
+mod teller;
 #[cfg(test)]
 mod tests;
 mod top;

@@ -408,10 +408,49 @@ fn pointer_blocks_are_found_in_the_journal() {
     record[16..24].copy_from_slice(&table.lv.to_le_bytes());
     record[24..32].copy_from_slice(&4096_u64.to_le_bytes());
     record.extend(store.read_lv(table.lv, 4096));
-    store.write_lv(journal + 512 + 32 * 9001, &record);
+    // Over what the host logged, from the start on, and a break behind it.
+    store.write_lv(journal + 512, &[record.as_slice(), &[0; 64]].concat());
+    // What lies behind is older: the page as it was when the disk had other blocks.
+    let mut stale = record.clone();
+    stale[32..].chunks_exact_mut(4).rev().take(700).for_each(|pointer| pointer.fill(0));
+    stale[32..].chunks_exact_mut(4).take(300).for_each(|pointer| {
+        let moved = u32::from_le_bytes((&*pointer).try_into().unwrap()) + (7 << 6);
+        pointer.copy_from_slice(&moved.to_le_bytes());
+    });
+    store.write_lv(journal + 512 + record.len() as u64 + 64, &stale);
     delete(&mut store, "db", true, false);
     let (find, score) = one("pointer block in the journal", &searched(&*opened(store)), &located);
     assert_eq!((score.right, find.entry.name.as_slice()), (900, &b"db-flat.vmdk"[..]));
+}
+
+/// A descriptor in free space that lies where it says, and where no `.fdc.sf` has one.
+#[test]
+fn descriptors_outside_of_the_geometry_are_finds() {
+    for six in [true, false] {
+        let mut store = store(six);
+        store.file("vm/notes", Content::patterned(300_000, 5), &Layout::default());
+        store.sync();
+        let located = store.locate("vm/notes");
+        let mut copy = store.read_lv(located.fd_lv, located.fd_len as usize);
+        // In the last GiB nothing is in use. It says that it is another, and lies there.
+        let at = VOLUME - 512 * MIB + 3 * 512;
+        let md = located.fd_len as usize / if six { 2 } else { 4 };
+        copy[4..12].copy_from_slice(&at.to_le_bytes());
+        let address = u32::from_le_bytes(copy[md..md + 4].try_into().unwrap()) | 0x40;
+        copy[md..md + 4].copy_from_slice(&address.to_le_bytes());
+        store.write_lv(at, &copy);
+        // One that says that it lies elsewhere is a copy, and no find.
+        store.write_lv(at + MIB, &copy);
+        store.delete_as_esxi("vm/notes");
+        let tree = searched(&*opened(store));
+        let found = finds(&*tree);
+        let [find] = found.as_slice() else { panic!("six {six}: {found:#?}") };
+        assert!(find.entry.name.starts_with(format!("descriptor_{at:x}_").as_bytes()), "{find:?}");
+        let node = tree.node(find.entry.id).unwrap();
+        assert_eq!((node.len, node.trust), (300_000, Trust::Inferred));
+        let (bytes, seen) = read_vec(&*tree.open(find.entry.id).unwrap(), 0, 300_000);
+        assert!(seen.is_whole() && bytes == Content::patterned(300_000, 5).read(0, 300_000), "six {six}: {seen:?}");
+    }
 }
 
 #[test]

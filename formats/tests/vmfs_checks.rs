@@ -104,7 +104,8 @@ fn what_was_committed_and_not_written_home_counts() {
         let volume = volume(&(Arc::new(Disk(crashed.devices[0].clone())) as Bytes));
         let known = journal::images(&volume);
         assert!(known.iter().any(|image| image.descriptor.len == 3_000_000), "{version:?}");
-        let names = journal::names(&volume);
+        let mut names = Vec::new();
+        journal::names(&volume, &mut |name| names.push(name));
         assert!(names.iter().any(|name| name.name == b"new"), "{version:?}: {names:?}");
     }
 }

@@ -114,6 +114,21 @@ impl Address {
     }
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (what, Spot { cluster, resource }, of) = match self {
+            Self::Hole => return f.write_str("nothing"),
+            Self::Bad => return f.write_str("a pointer of no known kind"),
+            Self::File(block) => return write!(f, "file block {}", block.number),
+            Self::Large(block) => return write!(f, "large file block {}", block.number),
+            Self::Sub(spot) => ("sub-block", spot, ".sbc.sf"),
+            Self::Pointer(spot) => ("pointer block", spot, ".pbc.sf"),
+            Self::Pointer2(spot) => ("pointer block", spot, ".pb2.sf"),
+        };
+        write!(f, "{what} {resource} of cluster {cluster} of {of}")
+    }
+}
+
 /// The address of a file block, large or small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block {

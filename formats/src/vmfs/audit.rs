@@ -7,10 +7,13 @@
 use super::address::{FdAddress, Spot};
 use super::descriptor::{Descriptor, Origin, Shape, Type};
 use super::directory::Folder;
+use super::ground::Ground;
 use super::owner;
 use super::resource::Resource;
+use super::teller::Teller;
 use super::tree::Datastore;
 use super::volume::Volume;
+use crate::cursor::walk_merged;
 use crate::error::Error;
 use crate::layer::{Layer, Place, Trust, Why};
 use crate::note::{Concern, Finding, Note, Part, Sink, Use};
@@ -24,6 +27,12 @@ use std::sync::Arc;
 const CLUSTERS: u64 = 256;
 /// Lost ranges of one file that get a finding of their own.
 const LOST: u64 = 16;
+/// Findings of one kind that one part tells one by one.
+const TOLD: usize = 64;
+/// The same of the blocks of one folder: a folder that is damaged is damaged all over.
+const TOLD_OF_FOLDER: usize = 4;
+/// Entries of folders that are compared: no volume has as many files.
+const ENTRIES: u64 = 1 << 22;
 
 /// Which descriptors folders list: a bit each.
 #[derive(Debug)]
@@ -73,11 +82,27 @@ impl Datastore {
     }
 
     pub(super) fn audit_parts(&self) -> u32 {
-        let bitmaps = self.volume.blocks().map_or(0, |blocks| blocks.clusters().div_ceil(CLUSTERS));
+        let bitmaps = self.volume.blocks().map_or(0, |blocks| self.block_clusters(blocks).div_ceil(CLUSTERS));
         u32::try_from(bitmaps.saturating_add(self.fdc_groups()).saturating_add(1)).unwrap_or(u32::MAX)
     }
 
+    /// Clusters of file blocks: not more than the volume has blocks for.
+    fn block_clusters(&self, blocks: &Resource) -> u64 {
+        let all = self.volume.lv().len().checked_shr(self.volume.space.header.file_shift).unwrap_or(0);
+        blocks.clusters().min(all.div_ceil(blocks.per_cluster.max(1)))
+    }
+
+    /// A part, of which many findings that are alike are told as one.
     pub(super) fn audit_part(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
+        let mut teller = Teller::new(TOLD);
+        self.audit_all(part, &mut |note| match note {
+            Note::Finding(finding) => teller.tell(finding, &mut |finding| sink(Note::Finding(finding))),
+            note => sink(note),
+        })?;
+        teller.finish("", &mut |finding| sink(Note::Finding(finding)))
+    }
+
+    fn audit_all(&self, part: u32, sink: Sink<'_>) -> ControlFlow<()> {
         let Some(group) = u64::from(part).checked_sub(1) else { return self.audit_frame(sink) };
         match group.checked_sub(self.fdc_groups()) {
             None => self.audit_descriptors(group, sink),
@@ -153,7 +178,7 @@ impl Datastore {
             self.claim(&*resource.file, 0..resource.file.len(), of, sink)?;
         }
         if let Some(resource) = jbc {
-            for cluster in 0..resource.clusters() {
+            for cluster in Ground::of(resource, self.volume.lv()).clusters(resource) {
                 let Some(start) = resource.body(Spot { cluster, resource: 0 }) else { continue };
                 let len = resource.per_cluster.saturating_mul(resource.size);
                 let end = start.saturating_add(len).min(resource.file.len());
@@ -176,7 +201,9 @@ impl Datastore {
         let len = resource.file.len();
         let of = structure(resource.file.descriptor(), Part::Frame);
         self.claim(&*resource.file, 0..resource.group(0).min(len), of, sink)?;
-        for group in 0..resource.groups() {
+        let clusters = Ground::of(resource, self.volume.lv()).clusters(resource);
+        let groups = clusters.iter().filter_map(|cluster| cluster.checked_div(resource.per_group));
+        for group in groups.collect::<BTreeSet<u64>>() {
             let start = resource.group(group);
             let end = start.saturating_add(resource.headers_len()).min(len);
             self.claim(&*resource.file, start..end, of, sink)?;
@@ -230,6 +257,7 @@ impl Datastore {
         linked.add(FdAddress::ROOT);
         let mut open = vec![FdAddress::ROOT];
         let mut flow = ControlFlow::Continue(());
+        let mut left = ENTRIES;
         while let Some(address) = open.pop() {
             let folder = match Folder::open(&self.volume, address) {
                 Ok(folder) => folder,
@@ -249,10 +277,19 @@ impl Datastore {
             if folder.is_partial() {
                 linked.partial.insert(address);
             }
+            let mut teller = Teller::new(TOLD_OF_FOLDER);
             folder.list(0, &mut |entry| {
                 flow = match entry {
-                    Err(finding) => tell(finding),
+                    Err(finding) => teller.tell(finding, tell),
+                    Ok(_) if left == 0 => {
+                        let at = self.volume.space.physical(folder.descriptor().at);
+                        let text =
+                            format!("folders have more than {ENTRIES} entries: from {address} on they are left out");
+                        let _ = tell(Finding::new("VMFS-DIR-CUT", at..at, Trust::Doubtful, text));
+                        return ControlFlow::Break(());
+                    }
                     Ok(dirent) => {
+                        left = left.saturating_sub(1);
                         let wrong = self.check_entry(&dirent, !linked.add(dirent.address), &mut open);
                         wrong.map_or(ControlFlow::Continue(()), |(trust, text)| {
                             if trust == Trust::Sound {
@@ -272,10 +309,13 @@ impl Datastore {
             if flow.is_continue()
                 && let Some(finding) = folder.index()
             {
-                flow = tell(finding);
+                flow = teller.tell(finding, tell);
             }
-            if flow.is_break() {
+            if flow.is_break() || teller.finish(&format!("folder {address}: "), tell).is_break() {
                 return Err(Cancelled);
+            }
+            if left == 0 {
+                break;
             }
         }
         Ok(linked)
@@ -308,7 +348,9 @@ impl Datastore {
             ));
         }
         if !is_guess && Type::of(dirent.kind) != Some(fd.kind) {
-            return wrong(format!("its type is {}, that of {} is {:?}", dirent.kind, fd.address, fd.kind));
+            let said = Type::of(dirent.kind)
+                .map_or_else(|| format!("of no known type, {}", dirent.kind), |kind| kind.to_string());
+            return wrong(format!("it says that {} is {said}, and it is {}", fd.address, fd.kind));
         }
         if fd.links == 0 {
             return wrong(format!("{} has link count 0", fd.address));
@@ -376,6 +418,23 @@ impl Datastore {
             }
             let free = state.map(|state| state.free).unwrap_or_default();
             let left = fdc.total.saturating_sub(cluster.saturating_mul(fdc.per_cluster));
+            if let Some(at) = self.is_hole(fdc, cluster) {
+                // Nothing of them was ever written: those of which nothing else is left would all say the same.
+                let mut blank: u64 = 0;
+                for (resource, _) in (0..).zip(&free).filter(|(_, free)| !**free) {
+                    let Some(address) = FdAddress::new(Spot { cluster, resource }) else { continue };
+                    if self.volume.owned().knows(address) {
+                        self.audit_descriptor(address, Some(true), sink)?;
+                    } else {
+                        blank = blank.saturating_add(1);
+                    }
+                }
+                if blank > 0 {
+                    let text = format!("{blank} descriptors of cluster {cluster} are in use and were never written");
+                    sink(self.finding("VMFS-FD", at..at, text))?;
+                }
+                continue;
+            }
             for resource in 0..fdc.per_cluster.min(left) {
                 let Some(address) = FdAddress::new(Spot { cluster, resource }) else { continue };
                 // A cluster whose bitmap is lost may hold anything.
@@ -384,6 +443,17 @@ impl Datastore {
             }
         }
         ControlFlow::Continue(())
+    }
+
+    /// Where the descriptors of a cluster lie, if all of that is a hole of the volume.
+    fn is_hole(&self, fdc: &Resource, cluster: u64) -> Option<u64> {
+        let start = fdc.body(Spot { cluster, resource: 0 })?;
+        let len = fdc.per_cluster.saturating_mul(fdc.size);
+        let Place::Below { offset, .. } = fdc.run(start, len.min(fdc.file.len().saturating_sub(start))).place else {
+            return None;
+        };
+        let run = walk_merged(self.volume.lv(), offset..offset.saturating_add(len)).next()?;
+        (run.len >= len && matches!(run.place, Place::Hole | Place::Zero)).then_some(offset)
     }
 
     fn audit_descriptor(&self, address: FdAddress, used: Option<bool>, sink: Sink<'_>) -> ControlFlow<()> {
@@ -492,7 +562,8 @@ impl Datastore {
         });
         flow?;
         if survey.endless {
-            let text = format!("{} has more pointers than the volume has blocks", fd.address);
+            let text =
+                format!("{} has more pointers than the volume has blocks, or one pointer block twice", fd.address);
             return sink(self.about(fd, Concern::Whole, "VMFS-FD-POINTERS", self.whole(fd), text));
         }
         let balances = survey.blocks == fd.blocks || survey.unknown && survey.blocks < fd.blocks;
@@ -565,7 +636,7 @@ impl Datastore {
         let size = 1_u64.checked_shl(self.volume.space.header.file_shift).unwrap_or(0);
         let lv = self.volume.lv();
         let first = chunk.saturating_mul(CLUSTERS);
-        for cluster in first..first.saturating_add(CLUSTERS).min(blocks.clusters()) {
+        for cluster in first..first.saturating_add(CLUSTERS).min(self.block_clusters(blocks)) {
             let state = match blocks.cluster(&self.volume.space, cluster) {
                 Ok(state) => state,
                 // A large block that is not split has no cluster of small ones.

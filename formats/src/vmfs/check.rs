@@ -15,10 +15,12 @@
 use super::address::{Address, FdAddress, Spot};
 use super::descriptor::{Descriptor, Origin};
 use super::directory::Folder;
+use super::ground::Ground;
 use super::heartbeat::Lock;
 use super::journal::{self, Standing};
 use super::owner;
 use super::resource::Resource;
+use super::teller::{Take, Teller};
 use super::tree::Datastore;
 use crate::error::Error;
 use crate::layer::Trust;
@@ -29,7 +31,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 /// Contradictions of one kind that are told one by one.
-const TOLD: u64 = 64;
+const TOLD: usize = 64;
+/// Entries of folders that are compared: no volume has as many files.
+const ENTRIES: u64 = 1 << 22;
+/// Descriptors that folders name.
+const NAMED: usize = 1 << 21;
+/// Sub-blocks and pointer blocks that files have: 256 GiB of them.
+const USERS: usize = 1 << 22;
+/// Pairs of a file and a cluster that it has blocks in. 64 TiB have 131072 clusters.
+const PAIRS: usize = 1 << 22;
+/// Blocks of which it is known whether somebody has them: 64 TiB in blocks of 512 KiB.
+const BLOCKS: u64 = 1 << 27;
 
 /// Which resource file a resource is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,17 +51,18 @@ enum Pool {
     Pointer2,
 }
 
-/// What files and folders say of themselves and of each other.
+/// What files and folders say of themselves and of each other. As large as a volume can be, and no larger: what an image
+/// only claims is not kept.
 #[derive(Default)]
 struct Picture {
     /// Entries that name a descriptor, and the folder of the first.
     named: BTreeMap<FdAddress, (u64, FdAddress)>,
     /// Folders in a folder.
     folders: BTreeMap<FdAddress, u64>,
-    /// Who uses a resource.
-    users: BTreeMap<(Pool, Spot), FdAddress>,
-    /// File blocks that a file has in a cluster.
-    blocks: BTreeMap<(u64, FdAddress), u64>,
+    /// Who uses a resource, by [`key`].
+    users: BTreeMap<u64, FdAddress>,
+    /// File blocks that a file has in a cluster: the cluster above, the file below.
+    blocks: BTreeMap<u64, u32>,
     /// Clusters in which large blocks lie: how those count is not known.
     large: BTreeSet<u64>,
     /// File blocks that somebody points to, a bit each.
@@ -60,37 +73,52 @@ struct Picture {
     unlisted: bool,
     /// Files of which pointers are elsewhere.
     partial: BTreeSet<FdAddress>,
+    /// What there was more of than is kept.
+    cut: Option<&'static str>,
 }
 
-/// Tells findings; of many of one kind, how many there are.
-struct Teller<'a> {
-    sink: &'a mut dyn FnMut(Finding),
+impl Picture {
+    /// There is more than is kept: what was not compared can't be told from what agrees, or does not.
+    fn cut(&mut self, what: &'static str) {
+        self.unknown = true;
+        self.cut = self.cut.or(Some(what));
+    }
+
+    fn blocks_of(&self, cluster: u64) -> impl Iterator<Item = (FdAddress, u64)> + '_ {
+        let all = self.blocks.range(cluster << 32..=(cluster << 32 | u64::from(u32::MAX)));
+        all.map(|(key, count)| (FdAddress(u32::try_from(key & u64::from(u32::MAX)).unwrap_or(0)), u64::from(*count)))
+    }
+}
+
+/// The first and the last resource that there can be.
+const FIRST: Spot = Spot { cluster: 0, resource: 0 };
+const LAST: Spot = Spot { cluster: 0xFFFF_FFFF_FFFF, resource: 0x3FFF };
+
+/// A resource as one number: clusters have 36 bits at most, resources 8.
+fn key(pool: Pool, spot: Spot) -> u64 {
+    let pool: u64 = match pool {
+        Pool::Sub => 1,
+        Pool::Pointer => 2,
+        Pool::Pointer2 => 3,
+    };
+    pool << 62 | (spot.cluster & 0xFFFF_FFFF_FFFF) << 14 | (spot.resource & 0x3FFF)
+}
+
+/// Tells findings by their place in the volume.
+struct Reporter<'a> {
+    teller: Teller,
+    take: Take<'a>,
     physical: &'a dyn Fn(u64) -> u64,
-    /// How many of each kind, and the worst of them.
-    counts: BTreeMap<&'static str, (u64, Trust)>,
 }
 
-impl Teller<'_> {
+impl Reporter<'_> {
     fn tell(&mut self, code: &'static str, at: u64, trust: Trust, text: String) {
-        let (count, worst) = self.counts.entry(code).or_default();
-        *count = count.saturating_add(1);
-        *worst = trust.max(*worst);
-        if *count <= TOLD {
-            let at = (self.physical)(at);
-            (self.sink)(Finding::new(code, at..at, trust, text));
-        }
+        let at = (self.physical)(at);
+        let _ = self.teller.tell(Finding::new(code, at..at, trust, text), self.take);
     }
 
     fn wrong(&mut self, code: &'static str, at: u64, text: String) {
         self.tell(code, at, Trust::Doubtful, text);
-    }
-
-    fn finish(self) {
-        for (code, (count, worst)) in self.counts {
-            if let Some(more) = count.checked_sub(TOLD).filter(|more| *more > 0) {
-                (self.sink)(Finding::new(code, 0..0, worst, format!("and {more} more of this kind")));
-            }
-        }
     }
 }
 
@@ -99,17 +127,25 @@ impl Datastore {
     pub(super) fn cross_check(&self, sink: &mut dyn FnMut(Finding)) {
         let space = &self.volume.space;
         let physical = |at| space.physical(at);
-        let mut teller = Teller { sink, physical: &physical, counts: BTreeMap::new() };
+        let mut sink = |finding| {
+            sink(finding);
+            ControlFlow::Continue(())
+        };
+        let mut teller = Reporter { teller: Teller::new(TOLD), take: &mut sink, physical: &physical };
         self.check_hosts(&mut teller);
         let mut picture = Picture::default();
         self.look_at_folders(&mut picture, &mut teller);
         self.look_at_files(&mut picture, &mut teller);
         self.check_resources(&picture, &mut teller);
         self.check_blocks(&picture, &mut teller);
-        teller.finish();
+        if let Some(what) = picture.cut {
+            let text = format!("{what} than any volume has: the rest was not compared");
+            teller.tell("VMFS-CHECK-CUT", space.header.fdc_at(), Trust::Doubtful, text);
+        }
+        let _ = teller.teller.finish("", teller.take);
     }
 
-    fn check_hosts(&self, teller: &mut Teller<'_>) {
+    fn check_hosts(&self, teller: &mut Reporter<'_>) {
         for beat in self.volume.heartbeats.in_use() {
             teller.tell("VMFS-HOST", beat.at, Trust::Sound, format!("a host has the volume in use: {}", beat.about()));
         }
@@ -124,13 +160,18 @@ impl Datastore {
             );
             // What those cost is told when the volume is opened.
             teller.tell("VMFS-JOURNAL", journal.at, Trust::Sound, text);
+            if journal.cut && journal.slot.is_none() {
+                let text = "a journal has more records than journals have: the rest was not looked at".into();
+                teller.wrong("VMFS-JOURNAL-CUT", journal.at, text);
+            }
         }
     }
 
     /// All folders from the root.
-    fn look_at_folders(&self, picture: &mut Picture, teller: &mut Teller<'_>) {
+    fn look_at_folders(&self, picture: &mut Picture, teller: &mut Reporter<'_>) {
         let mut open = vec![FdAddress::ROOT];
         let mut seen = BTreeSet::from([FdAddress::ROOT]);
+        let mut left = ENTRIES;
         while let Some(address) = open.pop() {
             let folder = match Folder::open(&self.volume, address) {
                 Ok(folder) => folder,
@@ -147,6 +188,11 @@ impl Datastore {
                     picture.unknown = true;
                     return ControlFlow::Continue(());
                 };
+                let Some(less) = left.checked_sub(1).filter(|_| picture.named.len() < NAMED) else {
+                    picture.cut("folders have more entries");
+                    return ControlFlow::Break(());
+                };
+                left = less;
                 let (count, _) = picture.named.entry(entry.address).or_insert((0, address));
                 *count = count.saturating_add(1);
                 let Ok(fd) = self.volume.descriptor(entry.address) else { return ControlFlow::Continue(()) };
@@ -166,18 +212,26 @@ impl Datastore {
     }
 
     /// All descriptors in use.
-    fn look_at_files(&self, picture: &mut Picture, teller: &mut Teller<'_>) {
+    fn look_at_files(&self, picture: &mut Picture, teller: &mut Reporter<'_>) {
         let Some(fdc) = &self.volume.fdc else {
             picture.unknown = true;
             return;
         };
         if let Some(blocks) = self.volume.blocks() {
             let total = blocks.total.min(self.volume.lv().len() >> self.volume.space.header.file_shift.min(63));
+            let total = total.min(BLOCKS);
             picture.used = vec![0; narrow(total.div_ceil(64))];
         }
         let named_in: BTreeSet<u64> = picture.named.keys().map(|address| address.spot().cluster).collect();
+        // What lies where the volume has nothing was never made; of that only what folders name is asked for.
+        let mut ground = Ground::of(fdc, self.volume.lv());
+        let mut clusters: BTreeSet<u64> = ground.clusters(fdc).into_iter().collect();
+        clusters.extend(named_in.iter().copied().filter(|cluster| *cluster < fdc.clusters()));
+        if ground.cut {
+            picture.cut("there are more descriptors");
+        }
         // An address has 16 bits for the cluster.
-        for cluster in 0..fdc.clusters().min(1 << 16) {
+        for cluster in clusters.into_iter().filter(|cluster| *cluster < 1 << 16) {
             let state = match fdc.cluster(&self.volume.space, cluster) {
                 Ok(state) => state,
                 Err(error) => {
@@ -205,7 +259,7 @@ impl Datastore {
         }
     }
 
-    fn look_at_file(&self, fd: &Descriptor, picture: &mut Picture, teller: &mut Teller<'_>) {
+    fn look_at_file(&self, fd: &Descriptor, picture: &mut Picture, teller: &mut Reporter<'_>) {
         let space = &self.volume.space;
         let address = fd.address;
         if let Some(lock) = Lock::load(self.volume.lv(), fd.at).filter(|lock| lock.mode != 0) {
@@ -227,8 +281,15 @@ impl Datastore {
             let (pool, spot) = match pointer {
                 Address::File(block) if block.number < last => {
                     let cluster = block.number.checked_div(per_cluster).unwrap_or(0);
-                    let count = picture.blocks.entry((cluster, address)).or_default();
-                    *count = count.saturating_add(1);
+                    let pair = cluster << 32 | u64::from(address.0);
+                    let room = picture.blocks.len() < PAIRS;
+                    if let Some(count) = picture.blocks.get_mut(&pair) {
+                        *count = count.saturating_add(1);
+                    } else if room {
+                        picture.blocks.insert(pair, 1);
+                    } else {
+                        picture.cut("files have blocks in more clusters");
+                    }
                     let bit = 1_u64.unbounded_shl(u32::try_from(block.number & 63).unwrap_or(64));
                     if let Some(word) = picture.used.get_mut(narrow(block.number >> 6)) {
                         if *word & bit != 0 && !block.cow {
@@ -238,19 +299,34 @@ impl Datastore {
                     }
                     return;
                 }
-                Address::Large(block) => {
-                    picture.large.insert(block.number);
+                Address::Large(block) if block.number < last => {
+                    if picture.large.len() < PAIRS {
+                        picture.large.insert(block.number);
+                    } else {
+                        picture.cut("files have more large blocks");
+                    }
                     return;
                 }
                 Address::Sub(spot) => (Pool::Sub, spot),
                 Address::Pointer(spot) => (Pool::Pointer, spot),
                 Address::Pointer2(spot) => (Pool::Pointer2, spot),
-                Address::File(_) | Address::Bad | Address::Hole => {
-                    return note("VMFS-POINTER-RANGE", format!("{pointer:?} is nothing that the volume has"));
+                Address::File(_) | Address::Large(_) | Address::Bad | Address::Hole => {
+                    return note("VMFS-POINTER-RANGE", format!("{pointer} is nothing that the volume has"));
                 }
             };
-            if let Some(other) = picture.users.insert((pool, spot), address) {
-                note("VMFS-RESOURCE-SHARED", format!("{pool:?} {spot:?} is used by {other} too"));
+            let resource = match pool {
+                Pool::Sub => &self.volume.pools.sbc,
+                Pool::Pointer => &self.volume.pools.pbc,
+                Pool::Pointer2 => &self.volume.pools.pb2,
+            };
+            if resource.as_ref().is_some_and(|resource| resource.body(spot).is_none()) {
+                return note("VMFS-POINTER-RANGE", format!("{pointer} is nothing that the volume has"));
+            }
+            if picture.users.len() >= USERS {
+                return picture.cut("files have more sub-blocks and pointer blocks");
+            }
+            if let Some(other) = picture.users.insert(key(pool, spot), address) {
+                note("VMFS-RESOURCE-SHARED", format!("{pointer} is used by {other} too"));
             }
         });
         picture.unknown |= survey.unknown;
@@ -267,7 +343,7 @@ impl Datastore {
         self.volume.descriptor(address).is_err_and(|error| error.doubt() == Trust::Sound)
     }
 
-    fn check_links(&self, fd: &Descriptor, picture: &Picture, teller: &mut Teller<'_>) {
+    fn check_links(&self, fd: &Descriptor, picture: &Picture, teller: &mut Reporter<'_>) {
         let address = fd.address;
         let is_folder = fd.node_kind() == Kind::Dir;
         let named = picture.named.get(&address);
@@ -295,7 +371,7 @@ impl Datastore {
         }
     }
 
-    fn check_resources(&self, picture: &Picture, teller: &mut Teller<'_>) {
+    fn check_resources(&self, picture: &Picture, teller: &mut Reporter<'_>) {
         let pools = &self.volume.pools;
         let all = [
             (".sbc.sf", pools.sbc.as_ref(), Some(Pool::Sub)),
@@ -305,8 +381,18 @@ impl Datastore {
         ];
         for (name, resource, pool) in all {
             let Some(resource) = resource else { continue };
-            for cluster in 0..resource.clusters() {
+            let mut ground = Ground::of(resource, self.volume.lv());
+            let mut clusters: BTreeSet<u64> = ground.clusters(resource).into_iter().collect();
+            if let Some(pool) = pool {
+                let users = picture.users.range(key(pool, FIRST)..=key(pool, LAST));
+                clusters.extend(users.map(|(key, _)| key >> 14 & 0xFFFF_FFFF_FFFF));
+            }
+            for cluster in clusters.into_iter().filter(|cluster| *cluster < resource.clusters()) {
                 self.check_cluster(name, resource, cluster, pool, picture, teller);
+            }
+            if ground.cut {
+                let text = format!("{name} has more clusters than any volume's has: the rest was not compared");
+                teller.wrong("VMFS-CHECK-CUT", resource.file.descriptor().at, text);
             }
         }
     }
@@ -318,13 +404,13 @@ impl Datastore {
         cluster: u64,
         pool: Option<Pool>,
         picture: &Picture,
-        teller: &mut Teller<'_>,
+        teller: &mut Reporter<'_>,
     ) {
         let state = match resource.cluster(&self.volume.space, cluster) {
             Ok(state) => state,
             Err(error) => {
                 let used = |pool| {
-                    let [first, last] = [0, u64::MAX].map(|resource| (pool, Spot { cluster, resource }));
+                    let [first, last] = [0, 0x3FFF].map(|resource| key(pool, Spot { cluster, resource }));
                     picture.users.range(first..=last).next().is_some()
                 };
                 if error == Error::NotFound && !pool.is_some_and(used) {
@@ -344,7 +430,7 @@ impl Datastore {
         let Some(pool) = pool else { return };
         for (resource_number, free) in (0..).zip(&state.free) {
             let spot = Spot { cluster, resource: resource_number };
-            let user = picture.users.get(&(pool, spot));
+            let user = picture.users.get(&key(pool, spot));
             let what = || format!("resource {resource_number} of cluster {cluster} of {name}");
             match (user, free) {
                 (Some(user), true) => {
@@ -377,19 +463,26 @@ impl Datastore {
     }
 
     /// Bitmaps and owners of file blocks.
-    fn check_blocks(&self, picture: &Picture, teller: &mut Teller<'_>) {
+    fn check_blocks(&self, picture: &Picture, teller: &mut Reporter<'_>) {
         let Some(blocks) = self.volume.blocks() else { return };
         let space = &self.volume.space;
         let shift = space.header.file_shift.min(63);
         let mut nobodys: BTreeSet<u64> = (0..space.header.fdc_at() >> shift).collect();
         nobodys.extend(self.volume.heartbeats.in_use().map(|beat| beat.journal_at >> shift));
-        for cluster in 0..blocks.clusters() {
+        let mut ground = Ground::of(blocks, self.volume.lv());
+        let mut clusters: BTreeSet<u64> = ground.clusters(blocks).into_iter().collect();
+        clusters.extend(picture.blocks.keys().map(|pair| pair >> 32));
+        if ground.cut {
+            let text = "there are more clusters of file blocks than any volume has: the rest was not compared".into();
+            teller.wrong("VMFS-CHECK-CUT", blocks.file.descriptor().at, text);
+        }
+        for cluster in clusters.into_iter().filter(|cluster| *cluster < blocks.clusters()) {
             // The audit tells of clusters that can't be had.
             let state = match blocks.cluster(space, cluster) {
                 Ok(state) => state,
                 Err(error) => {
-                    let mut users = picture.blocks.range((cluster, FdAddress(0))..=(cluster, FdAddress(u32::MAX)));
-                    if let Some(((_, user), count)) = users.next().filter(|_| error == Error::NotFound) {
+                    let user = picture.blocks_of(cluster).next();
+                    if let Some((user, count)) = user.filter(|_| error == Error::NotFound) {
                         let at = blocks.header(cluster).and_then(|at| blocks.position(at)).unwrap_or_default();
                         let text = format!(
                             "cluster {cluster} of file blocks was never made, and {user} has {count} blocks of it"
@@ -431,20 +524,24 @@ impl Datastore {
                     format!("the owners of cluster {cluster} have {sum} file blocks, its bitmap has {used} as used");
                 teller.wrong("VMFS-OWNER-SUM", state.at, text);
             }
-            let have = |owner| picture.blocks.get(&(cluster, owner)).copied().unwrap_or(0);
+            if picture.cut.is_some() {
+                continue;
+            }
+            let have: BTreeMap<FdAddress, u64> = picture.blocks_of(cluster).collect();
             for (owner, count) in &owners {
+                let have = have.get(owner).copied().unwrap_or(0);
                 // Pointers that are elsewhere can't contradict.
-                let partial = picture.partial.contains(owner) && have(*owner) < *count;
-                if have(*owner) != *count && !partial && !self.is_elsewhere(*owner) {
+                let partial = picture.partial.contains(owner) && have < *count;
+                if have != *count && !partial && !self.is_elsewhere(*owner) {
                     let text = format!(
-                        "{owner} has {count} blocks of cluster {cluster} by the table of owners, {} by its pointers",
-                        have(*owner)
+                        "{owner} has {count} blocks of cluster {cluster} by the table of owners, {have} by its pointers"
                     );
                     teller.wrong("VMFS-OWNER", state.at, text);
                 }
             }
-            for ((_, owner), count) in picture.blocks.range((cluster, FdAddress(0))..=(cluster, FdAddress(u32::MAX))) {
-                if owners.iter().all(|(known, _)| known != owner) {
+            let known: BTreeSet<FdAddress> = owners.iter().map(|(owner, _)| *owner).collect();
+            for (owner, count) in &have {
+                if !known.contains(owner) {
                     let text =
                         format!("{owner} has {count} blocks of cluster {cluster}, and is not in its table of owners");
                     teller.wrong("VMFS-OWNER", state.at, text);

@@ -120,6 +120,18 @@ impl Type {
     }
 }
 
+impl std::fmt::Display for Type {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Folder => "a folder",
+            Self::File => "a file",
+            Self::Symlink => "a symbolic link",
+            Self::System => "a system file",
+            Self::Mapping => "a raw device mapping",
+        })
+    }
+}
+
 /// Where a file's bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {

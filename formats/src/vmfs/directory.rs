@@ -141,15 +141,24 @@ impl Folder {
         self.file.descriptor()
     }
 
-    /// Where in the volume its bytes lie.
-    pub fn places(&self, sink: &mut dyn FnMut(std::ops::Range<u64>)) {
-        let len = self.file.room().min(self.space.lv.len());
+    /// Bytes of it that are looked at at once: an entry on VMFS5, a block of entries on VMFS6.
+    pub(super) fn step(&self) -> u64 {
+        if self.space.header.is_six() { self.space.header.md } else { ENTRY5 }
+    }
+
+    /// Where in the volume its bytes lie. `Break` ends it.
+    pub fn places(&self, sink: &mut dyn FnMut(std::ops::Range<u64>) -> ControlFlow<()>) {
+        // A location has 22 bits for the block.
+        let most = BLOCKS_AT.saturating_add(MAX_BLOCKS.saturating_mul(self.space.header.md));
+        let len = self.file.room().min(self.space.lv.len()).min(most);
         let file = self.file.with_len(len);
         let mut at: u64 = 0;
         while at < len {
             let run = file.run(at, len.saturating_sub(at));
-            if let Place::Below { offset, .. } = run.place {
-                sink(offset..offset.saturating_add(run.len));
+            if let Place::Below { offset, .. } = run.place
+                && sink(offset..offset.saturating_add(run.len)).is_break()
+            {
+                return;
             }
             at = at.saturating_add(run.len.max(1));
         }

@@ -25,10 +25,14 @@ use crate::memo::Block;
 use crate::num::{narrow, wide};
 use byteorder::{ByteOrder, LittleEndian};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+
+/// No file is longer: 64 TiB.
+const LONGEST: u64 = 1 << 46;
 
 /// A file of a volume, as a layer.
 #[derive(Clone)]
@@ -271,6 +275,23 @@ impl File {
         own().or(why).unwrap_or(Why::Unmapped)
     }
 
+    /// A run, as far as bitmaps and owners say the same of all of it. Pointers and bitmaps are asked for as much as the
+    /// answer holds, and not for all that follows: where the two break at different places, the same pointers would be
+    /// looked at for every block.
+    fn judged(&self, at: u64, want: u64, levels: u32, shift: u32) -> Run<'_> {
+        if self.heir.is_none() && self.witness.is_none() {
+            return self.mapped(at, want, levels, shift);
+        }
+        let mut ask = shl(1, shift).min(want);
+        loop {
+            let run = self.witnessed_run(self.left(self.mapped(at, ask, levels, shift)));
+            if run.len < ask || ask == want {
+                return run;
+            }
+            ask = ask.saturating_mul(4).min(want);
+        }
+    }
+
     /// What is left of a run of a file that is not alive: what somebody else has now is overwritten.
     fn left<'a>(&self, run: Run<'a>) -> Run<'a> {
         let (Some(heir), Place::Below { offset, .. }) = (&self.heir, run.place) else { return run };
@@ -282,18 +303,21 @@ impl File {
         }
     }
 
-    /// How the pointers to data compare with what the descriptor counts. Asked once, when a hole is met.
+    /// How the pointers to data compare with what the descriptor counts. Asked once, when a hole is met. No lock is
+    /// held meanwhile; as long as the file is open the answer stays what it was, as that of its tables does.
     fn balance(&self) -> Ordering {
-        *self.balance.get_or_init(|| {
-            let survey = self.survey(&mut |_| {});
-            match survey.blocks.cmp(&self.descriptor.blocks) {
-                // What counts as a block where large ones are is not known.
-                _ if survey.large > 0 || survey.endless => Ordering::Equal,
-                // What is missing is where a table is lost, as far as anybody can tell.
-                Ordering::Less if survey.unknown => Ordering::Equal,
-                balance => balance,
-            }
-        })
+        if let Some(balance) = self.balance.get() {
+            return *balance;
+        }
+        let survey = self.survey(&mut |_| {});
+        let balance = match survey.blocks.cmp(&self.descriptor.blocks) {
+            // What counts as a block where large ones are is not known.
+            _ if survey.large > 0 || survey.endless => Ordering::Equal,
+            // What is missing is where a table is lost, as far as anybody can tell.
+            Ordering::Less if survey.unknown => Ordering::Equal,
+            balance => balance,
+        };
+        *self.balance.get_or_init(|| balance)
     }
 
     /// How many pointers behind `index` also pass, as far as `want` goes.
@@ -396,8 +420,8 @@ impl File {
         Target::Volume { at: block_at.saturating_add(skip), len, trust }
     }
 
-    /// Visits every pointer, those behind the end of the file too, and calls `sink` with the place in the volume of
-    /// every pointer block.
+    /// Visits every pointer, those behind the end of the file too, in the order of the file, and calls `sink` with the
+    /// place in the volume of every pointer block.
     pub fn survey(&self, sink: &mut dyn FnMut(Range<u64>)) -> Survey {
         self.pointers(sink, &mut |_, _| {})
     }
@@ -408,47 +432,66 @@ impl File {
         let Shape::Mapped { levels, .. } = self.descriptor.shape else { return survey };
         let header = &self.space.header;
         let width = header.width.bytes();
+        // As many bytes of 0xFF as a pointer has: it was lost.
+        let lost = u64::MAX.checked_shr(u32::try_from(64_u64.saturating_sub(width << 3)).unwrap_or(0)).unwrap_or(0);
         // No file has more blocks than its volume, and none shares a pointer block with itself.
         let most = shr(self.space.lv.len(), header.sub_shift);
-        let mut open = vec![(self.top.clone(), levels)];
-        while let Some((table, level)) = open.pop() {
+        let span = header.file_shift.saturating_add(header.fan_shift);
+        let most_tables = shr(LONGEST, span).saturating_mul(2).saturating_add(wide(self.top.block.bytes.len()));
+        let mut seen = BTreeSet::new();
+        // One table of each level is held, and how far it was walked: a file can have 64 TiB of them.
+        let mut open = vec![(self.top.clone(), levels, 0)];
+        while let Some((table, level, index)) = open.last_mut() {
             let count = wide(table.block.bytes.len()).checked_div(width).unwrap_or(0);
-            // As many bytes of 0xFF as a pointer has: it was lost.
-            let lost = u64::MAX.checked_shr(u32::try_from(64_u64.saturating_sub(width << 3)).unwrap_or(0)).unwrap_or(0);
-            let mut elsewhere = None;
-            for raw in (0..count).filter_map(|i| table.pointer(i, width)).filter(|raw| *raw != 0) {
-                if raw == lost {
-                    survey.unknown = true;
-                    let own = table.at..table.at.saturating_add(wide(table.block.bytes.len()));
-                    let gone = *elsewhere.get_or_insert_with(|| super::elsewhere(&*self.space.lv, own).is_some());
-                    survey.elsewhere = survey.elsewhere.saturating_add(gone.into());
-                    continue;
-                }
-                let address = header.width.decode(raw);
-                each(level, address);
-                let Some(below) = level.checked_sub(1) else {
-                    survey.blocks = survey.blocks.saturating_add(1);
-                    survey.large = survey.large.saturating_add(matches!(address, Address::Large(_)).into());
-                    continue;
-                };
-                survey.tables = survey.tables.saturating_add(1);
-                if survey.tables.max(survey.blocks) > most {
+            if *index >= count {
+                open.pop();
+                continue;
+            }
+            let raw = table.pointer(*index, width).unwrap_or(0);
+            *index = index.saturating_add(1);
+            if raw == 0 {
+                continue;
+            }
+            if raw == lost {
+                survey.unknown = true;
+                let own = table.at..table.at.saturating_add(wide(table.block.bytes.len()));
+                let gone = super::elsewhere(&*self.space.lv, own).is_some();
+                survey.elsewhere = survey.elsewhere.saturating_add(gone.into());
+                continue;
+            }
+            let address = header.width.decode(raw);
+            each(*level, address);
+            let Some(below) = level.checked_sub(1) else {
+                survey.blocks = survey.blocks.saturating_add(1);
+                survey.large = survey.large.saturating_add(matches!(address, Address::Large(_)).into());
+                if survey.blocks > most {
                     survey.endless = true;
                     return survey;
                 }
-                let found = self.pools.table(address);
-                let table = found.and_then(|(pool, offset)| {
-                    Some((self.space.table(pool, offset)?, pool.size.min(header.table_size())))
-                });
-                let Some(((at, block), size)) = table else {
-                    survey.unknown = true;
-                    let gone = self.unmapped(u64::MAX, found).is_elsewhere();
-                    survey.elsewhere = survey.elsewhere.saturating_add(gone.into());
-                    continue;
-                };
-                sink(at..at.saturating_add(size));
-                open.push((Table { at, block }, below));
+                continue;
+            };
+            survey.tables = survey.tables.saturating_add(1);
+            let found = self.pools.table(address);
+            let table = found.and_then(|(pool, offset)| {
+                // Its place is enough to see that it was there before.
+                let at = pool.position(offset)?;
+                if !seen.insert(at) || survey.tables > most_tables {
+                    survey.endless = true;
+                    return None;
+                }
+                Some((self.space.table(pool, offset)?, pool.size.min(header.table_size())))
+            });
+            if survey.endless {
+                return survey;
             }
+            let Some(((at, block), size)) = table else {
+                survey.unknown = true;
+                let gone = self.unmapped(u64::MAX, found).is_elsewhere();
+                survey.elsewhere = survey.elsewhere.saturating_add(gone.into());
+                continue;
+            };
+            sink(at..at.saturating_add(size));
+            open.push((Table { at, block }, below, 0));
         }
         survey
     }
@@ -467,7 +510,7 @@ pub struct Survey {
     pub unknown: bool,
     /// How many of those are only outside of the dump, or on a device that was not given.
     pub elsewhere: u64,
-    /// They name more than the volume has.
+    /// They name more than the volume has, or a pointer block twice: the rest was not visited.
     pub endless: bool,
 }
 
@@ -493,7 +536,7 @@ impl Layer for File {
     fn run(&self, at: u64, want: u64) -> Run<'_> {
         let fd = &self.descriptor;
         let run = match fd.shape {
-            Shape::Mapped { levels, shift } => self.witnessed_run(self.left(self.mapped(at, want, levels, shift))),
+            Shape::Mapped { levels, shift } => self.judged(at, want, levels, shift),
             Shape::Elsewhere => Run::lost(want, Why::NotGiven, fd.content_at),
             Shape::Resident => {
                 let offset = fd.content_at.saturating_add(at);

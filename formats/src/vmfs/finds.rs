@@ -8,10 +8,12 @@
 use super::address::{FdAddress, Spot};
 use super::descriptor::{Descriptor, Type};
 use super::directory::Folder;
+use super::ground::Ground;
 use super::journal::Image;
 use super::tree::{Datastore, node_id};
 use super::volume::Volume;
 use crate::layer::Trust;
+use crate::note::Finding;
 use crate::num::narrow;
 use crate::tree::{Entry, Find, Finder, Kind, Named, NodeId, State};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,8 +21,14 @@ use std::ops::{ControlFlow, Range};
 
 /// Places for entries that are looked at to name what was found.
 const NAMING: u64 = 1 << 22;
-/// Descriptors that are told: each was read from a place of its own, so that an image must be 2 GiB to have as many.
-const MOST: usize = 1 << 20;
+/// Descriptors that are told: each was read from a place of its own. No volume has as many files.
+const MOST: usize = 1 << 19;
+/// Descriptors that bitmaps have in use and that can't be read, of which something may be left elsewhere.
+const UNREADABLE: usize = 1 << 20;
+/// Runs of folders by which entries in journals are told apart.
+const GROUNDS: usize = 1 << 20;
+/// Entries without descriptor that are matched.
+const ADRIFT: usize = 1 << 18;
 /// Names of reused descriptors that one folder's find lists.
 const SHOWN: usize = 8;
 /// What the system files are called, whose descriptors lie at fixed places.
@@ -44,6 +52,8 @@ const DEEP: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Lost {
     nodes: BTreeMap<NodeId, Dead>,
+    /// What there was more of than is looked at.
+    cut: BTreeSet<&'static str>,
 }
 
 /// A descriptor that no folder lists.
@@ -90,6 +100,21 @@ impl Datastore {
         ControlFlow::Continue(())
     }
 
+    /// Tells where the search for what is lost ends before its end.
+    pub(super) fn tell_left_out(&self, sink: &mut dyn FnMut(Finding)) {
+        let mut cuts: BTreeSet<&'static str> = self.lost().cut.clone();
+        let mut cut = |is_cut: bool, what: &'static str| cuts.extend(Some(what).filter(|_| is_cut));
+        cut(self.fragments().cut, "there are more free pages of pointers than any volume has pointer blocks");
+        cut(self.volume.owned_cut(), "there are more owners of blocks than any volume has files");
+        cut(self.rivals().cut, "dead files claim more blocks than are compared with each other");
+        cut(self.heir().cut, "resource files lie in more pieces than any volume's do");
+        let at = self.volume.space.physical(self.volume.space.header.fdc_at());
+        for what in cuts {
+            let text = format!("{what}: the rest is not looked at");
+            sink(Finding::new("VMFS-SEARCH-CUT", at..at, Trust::Inferred, text));
+        }
+    }
+
     /// Files of which somebody else may have the blocks by now: last change, generation and node.
     pub(super) fn dead_files(&self) -> Vec<(u32, u32, NodeId)> {
         let nodes = self.lost().nodes.iter();
@@ -128,8 +153,11 @@ impl Dead {
             (_, None) => "and nothing says whether it is in use",
         };
         let mut parts = vec![format!("its descriptor {} is {place}, {standing}", self.address)];
-        if store.rivals().contains(&id) {
+        if store.rivals().files.contains(&id) {
             parts.push("a file that was changed later and is dead too claims blocks of it".into());
+        }
+        if store.rivals().left_out.contains(&id) {
+            parts.push("whether other dead files claim its blocks was not looked at".into());
         }
         parts.extend(store.former_of(id).map(|about| format!("of {about}")));
         let (reused, count) = &self.reused;
@@ -185,25 +213,70 @@ impl Survey {
 
     fn scan(&mut self, store: &Datastore, number: u64, volume: &Volume) {
         let Some(fdc) = &volume.fdc else { return };
-        // An address has 16 bits for the cluster.
-        for cluster in 0..fdc.clusters().min(1 << 16) {
-            let free = fdc.cluster(&volume.space, cluster).map(|state| state.free).unwrap_or_default();
-            let left = fdc.total.saturating_sub(cluster.saturating_mul(fdc.per_cluster));
-            for resource in 0..fdc.per_cluster.min(left) {
-                let Some(address) = FdAddress::new(Spot { cluster, resource }) else { continue };
-                let Ok(fd) = volume.descriptor(address) else { continue };
-                // A cluster whose bitmap is lost may hold anything.
-                let used = free.get(narrow(resource)).map(|free| !free);
-                if number == 0 {
-                    self.add_own(store, &fd, used);
-                } else {
-                    self.add_former(number, &fd, volume);
+        let mut ground = Ground::of(fdc, volume.lv());
+        let mut state: (u64, Vec<bool>) = (u64::MAX, Vec::new());
+        let _ = ground.spots(fdc, &mut |spot, _| {
+            let left = fdc.total.saturating_sub(spot.cluster.saturating_mul(fdc.per_cluster));
+            let Some(address) = FdAddress::new(spot).filter(|_| spot.resource < left) else {
+                return ControlFlow::Continue(());
+            };
+            let Ok(fd) = volume.descriptor(address) else { return ControlFlow::Continue(()) };
+            if state.0 != spot.cluster {
+                let free = fdc.cluster(&volume.space, spot.cluster).map(|state| state.free).unwrap_or_default();
+                state = (spot.cluster, free);
+            }
+            // A cluster whose bitmap is lost may hold anything.
+            let used = state.1.get(narrow(spot.resource)).map(|free| !free);
+            self.add_one(store, number, volume, &fd, used)
+        });
+        self.look_elsewhere(store, number, volume, &ground.clusters(fdc));
+        if ground.cut {
+            self.lost.cut.insert("there are more descriptors than any volume has");
+        }
+    }
+
+    /// What is in use and not there, something else may have left: a journal, or the tables of owners.
+    fn look_elsewhere(&mut self, store: &Datastore, number: u64, volume: &Volume, clusters: &[u64]) {
+        let Some(fdc) = &volume.fdc else { return };
+        let mut left = UNREADABLE;
+        for cluster in clusters {
+            let Ok(state) = fdc.cluster(&volume.space, *cluster) else { continue };
+            for (resource, _) in (0..).zip(&state.free).filter(|(_, free)| !**free) {
+                let Some(address) = FdAddress::new(Spot { cluster: *cluster, resource }) else { continue };
+                if volume.locate(address).is_ok_and(|at| self.seen.contains(&at)) {
+                    continue;
                 }
-                if self.lost.nodes.len() >= MOST {
+                let Some(less) = left.checked_sub(1) else {
+                    self.lost.cut.insert("there are more descriptors in use that can't be read than any volume has");
+                    return;
+                };
+                left = less;
+                let Ok(fd) = volume.descriptor(address) else { continue };
+                if self.add_one(store, number, volume, &fd, Some(true)).is_break() {
                     return;
                 }
             }
         }
+    }
+
+    fn add_one(
+        &mut self,
+        store: &Datastore,
+        number: u64,
+        volume: &Volume,
+        fd: &Descriptor,
+        used: Option<bool>,
+    ) -> ControlFlow<()> {
+        if self.lost.nodes.len() >= MOST {
+            self.lost.cut.insert("there are more descriptors that no folder lists than any volume has");
+            return ControlFlow::Break(());
+        }
+        if number == 0 {
+            self.add_own(store, fd, used);
+        } else {
+            self.add_former(number, fd, volume);
+        }
+        ControlFlow::Continue(())
     }
 
     fn add_own(&mut self, store: &Datastore, fd: &Descriptor, used: Option<bool>) {
@@ -265,7 +338,9 @@ impl Survey {
         for id in &folders {
             if let Ok(folder) = store.folder(*id) {
                 self.mark(*id, &folder);
-                self.read_dead(*id, &folder);
+                if self.affords(&folder) {
+                    self.read_dead(*id, &folder);
+                }
                 self.read_stale(*id, &folder);
             }
         }
@@ -285,6 +360,17 @@ impl Survey {
         }
         self.take_parents(store);
         self.break_loops();
+    }
+
+    /// Whether there is time to list a dead folder, whose length nobody vouches for.
+    fn affords(&mut self, folder: &Folder) -> bool {
+        let cost = folder.descriptor().len.checked_div(folder.step()).unwrap_or(0);
+        let left = self.left.checked_sub(cost);
+        if left.is_none() {
+            self.lost.cut.insert("dead folders have room for more entries than any volume has");
+        }
+        self.left = left.unwrap_or(self.left);
+        left.is_some()
     }
 
     /// Offers a name to the descriptor on the volume, and to what a journal has of one of its address.
@@ -317,8 +403,6 @@ impl Survey {
     fn read_dead(&mut self, id: NodeId, folder: &Folder) {
         let (mut names, mut count) = (Vec::new(), 0_usize);
         folder.list(0, &mut |entry| {
-            let Some(left) = self.left.checked_sub(1) else { return ControlFlow::Break(()) };
-            self.left = left;
             let Ok(entry) = entry else { return ControlFlow::Continue(()) };
             // A former volume's own system files are not told.
             let system = Type::of(entry.kind) == Some(Type::System);
@@ -343,7 +427,11 @@ impl Survey {
         let left = self.left;
         self.left = folder.stale(left, &mut |stale| {
             let Some(address) = stale.address else {
-                self.adrift.push((stale.kind, stale.generation, id, stale.name));
+                if self.adrift.len() < ADRIFT {
+                    self.adrift.push((stale.kind, stale.generation, id, stale.name));
+                } else {
+                    self.lost.cut.insert("folders hold more entries without descriptor than any volume's do");
+                }
                 return;
             };
             let candidate = Candidate::new(Named::Slack, id, stale.name);
@@ -354,7 +442,14 @@ impl Survey {
     /// Remembers where a folder of the volume lies.
     fn mark(&mut self, id: NodeId, folder: &Folder) {
         if home_of(id) == 0 {
-            folder.places(&mut |range| self.grounds.push((range, id)));
+            folder.places(&mut |range| {
+                if self.grounds.len() >= GROUNDS {
+                    self.lost.cut.insert("folders lie in more pieces than any volume's do");
+                    return ControlFlow::Break(());
+                }
+                self.grounds.push((range, id));
+                ControlFlow::Continue(())
+            });
         }
     }
 
@@ -362,13 +457,13 @@ impl Survey {
     fn read_journals(&mut self, store: &Datastore) {
         let mut grounds = std::mem::take(&mut self.grounds);
         grounds.sort_unstable_by_key(|(range, id)| (range.start, *id));
-        for entry in super::journal::names(&store.volume) {
+        super::journal::names(&store.volume, &mut |entry| {
             let behind = grounds.partition_point(|(range, _)| range.start <= entry.target);
             let ground = behind.checked_sub(1).and_then(|index| grounds.get(index));
             let folder = ground.filter(|(range, _)| entry.target < range.end).map(|(_, id)| *id);
             let candidate = Candidate::new(Named::Journal, folder, entry.name);
             self.offer(node_id(0, entry.address), entry.kind, entry.generation, candidate);
-        }
+        });
     }
 
     /// An entry without descriptor still has type and generation: where exactly one nameless descriptor has both, it
@@ -407,13 +502,17 @@ impl Survey {
     /// Folders that lie in each other have no top: the first of each loop becomes one. What lies too deep becomes one
     /// as well.
     fn break_loops(&mut self) {
-        let mut done: BTreeSet<NodeId> = BTreeSet::new();
+        // How many folders lie above each node that was looked at.
+        let mut depths: BTreeMap<NodeId, usize> = BTreeMap::new();
         let ids: Vec<NodeId> = self.lost.nodes.keys().copied().collect();
         for start in ids {
-            let (mut way, mut on_way) = (Vec::new(), BTreeSet::new());
+            let mut way = Vec::new();
+            let mut on_way = BTreeSet::new();
             let mut next = Some(start);
-            while let Some(id) = next.filter(|id| !done.contains(id)) {
-                if !on_way.insert(id) || way.len() >= DEEP {
+            while let Some(id) = next.filter(|id| !depths.contains_key(id)) {
+                if !on_way.insert(id) {
+                    // It goes round: this one becomes the top.
+                    depths.insert(id, 0);
                     if let Some(dead) = self.lost.nodes.get_mut(&id) {
                         dead.parent = None;
                     }
@@ -422,7 +521,18 @@ impl Survey {
                 way.push(id);
                 next = self.lost.nodes.get(&id).and_then(|dead| dead.parent);
             }
-            done.extend(way);
+            for id in way.into_iter().rev() {
+                if depths.contains_key(&id) {
+                    continue;
+                }
+                let dead = self.lost.nodes.get_mut(&id);
+                let above = dead.as_ref().and_then(|dead| dead.parent).and_then(|parent| depths.get(&parent));
+                let depth = above.map_or(0, |above| above.saturating_add(1));
+                if let Some(dead) = dead.filter(|_| depth >= DEEP) {
+                    dead.parent = None;
+                }
+                depths.insert(id, if depth >= DEEP { 0 } else { depth });
+            }
         }
     }
 }

@@ -12,31 +12,35 @@
 //! twice to no place, ascending where there are few, and if some of the blocks are free: a pointer has 21 or more bits
 //! that are the same in all pointers, so that what is none does not pass.
 
+mod chained;
+
+use self::chained::Chained;
 use super::address::{Address, Spot};
+use super::ground::Ground;
 use super::header::Header;
-use super::pieces::{Assembled, Piece, Source, lay};
-use super::resource::Resource;
+use super::journal::{self, Standing};
+use super::page::{Page, Pointer};
+use super::pieces::{Piece, Source, lay};
+use super::resource::{Part, Resource};
 use super::tree::Datastore;
 use super::volume::{Pools, Volume};
-use crate::cursor::walk;
 use crate::error::Error;
-use crate::layer::{Bytes, Place, Trust};
+use crate::layer::{Bytes, Trust};
 use crate::num::{narrow, wide};
 use crate::read::read_vec;
 use crate::tree::{Entry, Find, Finder, Kind, Named, Node, NodeId, State};
-use byteorder::{ByteOrder, LittleEndian};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Nodes from here on are fragments: behind it the sector of the volume in which the first pointer block lies.
 const NODES: u64 = 1 << 40;
-/// Pages that are looked at in one resource file: 16 GiB of sub-blocks.
-const MOST_PAGES: u64 = 1 << 18;
+/// Free pages that are read in one resource file: 64 GiB of sub-blocks.
+const MOST_PAGES: usize = 1 << 20;
+/// Pages that are named by free pages of addresses: those of 64 TiB are a fourth of this.
+const MOST_NAMES: usize = 1 << 18;
 /// Leaves that are kept: enough for 64 TiB of VMFS5, or 512 TiB of VMFS6.
 const MOST_LEAVES: usize = 1 << 16;
-/// Journals that are looked at: one a host.
-const MOST_JOURNALS: usize = 64;
 /// Fewer pointers are no evidence.
 const FEWEST: usize = 4;
 /// So many need not be in order.
@@ -45,15 +49,6 @@ const MANY: usize = 64;
 const FREE: usize = 8;
 /// What the description of a disk starts with.
 const DESCRIPTION: &[u8] = b"# Disk DescriptorFile";
-
-/// A pointer to data in a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pointer {
-    /// Which word of the page.
-    pub slot: u64,
-    /// Where the block lies in the volume.
-    pub at: u64,
-}
 
 /// A page of pointers to data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,14 +91,14 @@ pub(super) struct Fragments {
     pub cut: bool,
 }
 
-/// The pointers to data of a page, if it is one. `free` tells whether the block at a place in the volume is free.
+/// The pointers of a page that lead to data, if it is one of a file that is gone. `free` tells whether the block at a
+/// place in the volume is free.
 fn judge(
     header: &Header,
-    lv_len: u64,
-    bytes: &[u8],
+    mut pointers: Vec<Pointer>,
     free: &dyn Fn(u64) -> Option<bool>,
 ) -> Option<(Vec<Pointer>, u64)> {
-    let pointers = pointers(header, lv_len, bytes)?;
+    pointers.retain(|pointer| !pointer.zero);
     if pointers.len() < FEWEST {
         return None;
     }
@@ -129,158 +124,125 @@ fn judge(
     (left.saturating_mul(FREE) >= pointers.len()).then(|| (pointers, wide(left)))
 }
 
-/// The pointers of a page, if all of its words are pointers to data, or zero. Those to be zeroed are holes.
-fn pointers(header: &Header, lv_len: u64, bytes: &[u8]) -> Option<Vec<Pointer>> {
-    let block = 1_u64.checked_shl(header.file_shift)?;
-    let large = 1_u64.checked_shl(header.large_shift)?;
-    let mut pointers = Vec::new();
-    for (slot, raw) in words(header, bytes) {
-        let (at, tbz) = match header.width.decode(raw) {
-            Address::File(file) if !file.odd && file.number != 0 => (file.number.checked_mul(block)?, file.tbz),
-            // Each slot is the part of the large block that its place in the file says.
-            Address::Large(file) if !file.odd => {
-                let into = slot.checked_mul(block)?.checked_rem(large)?;
-                (file.number.checked_mul(large)?.checked_add(into)?, file.tbz)
-            }
-            _ => return None,
-        };
-        if at.checked_add(block)? > lv_len {
-            return None;
-        }
-        if tbz == 0 {
-            pointers.push(Pointer { slot, at });
-        }
-    }
-    Some(pointers)
-}
-
-/// The words of a page that are not zero.
-fn words<'b>(header: &Header, bytes: &'b [u8]) -> impl Iterator<Item = (u64, u64)> + 'b {
-    let width = narrow(header.width.bytes());
-    let read = move |word: &[u8]| LittleEndian::read_uint(word, width);
-    (0..).zip(bytes.chunks_exact(width).map(read)).filter(|(_, raw)| *raw != 0)
-}
-
-/// Looks at all pages that are free, or all where no bitmap tells.
-fn pages(volume: &Volume, pool: &Resource, cut: &mut bool, sink: &mut dyn FnMut(Spot, u64, &[u8])) {
+/// Shows all pages that are free, or all where no bitmap tells. Whether there were more than are looked at.
+fn pages(volume: &Volume, pool: &Resource, ground: &Ground, sink: &mut dyn FnMut(Spot, u64, &[u8])) -> bool {
     let len = narrow(pool.size.min(volume.space.header.table_size()));
     let mut left = MOST_PAGES;
-    for cluster in 0..pool.clusters() {
-        let free = pool.cluster(&volume.space, cluster).map(|state| state.free).unwrap_or_default();
-        for resource in 0..pool.per_cluster {
-            let spot = Spot { cluster, resource };
-            if free.get(narrow(resource)) == Some(&false) {
+    let mut state = (u64::MAX, Vec::new());
+    let flow = ground.spots(pool, &mut |spot, body| {
+        if state.0 != spot.cluster {
+            let free = pool.cluster(&volume.space, spot.cluster).map(|state| state.free).unwrap_or_default();
+            state = (spot.cluster, free);
+        }
+        if state.1.get(narrow(spot.resource)) == Some(&false) {
+            return ControlFlow::Continue(());
+        }
+        let Some(at) = pool.position(body) else { return ControlFlow::Continue(()) };
+        let Some(next) = left.checked_sub(1) else { return ControlFlow::Break(()) };
+        left = next;
+        let (bytes, seen) = read_vec(volume.lv(), at, len);
+        if seen.is_whole() {
+            sink(spot, at, &bytes);
+        }
+        ControlFlow::Continue(())
+    });
+    flow.is_break()
+}
+
+/// Shows what the journals of VMFS5 have as copies of pages, the newest first: where each belongs, and where it is. Once
+/// `sink` has taken one, no older one of its journal is shown: the newest can be the page as it was wiped. What a host
+/// did not finish does not count.
+fn copies(volume: &Volume, sink: &mut dyn FnMut(u64, u64, &[u8]) -> bool) {
+    let len = volume.space.header.table_size();
+    for journal in journal::journals(volume) {
+        let mut taken = BTreeSet::new();
+        let whole = journal.records.iter().rev().filter(|record| record.standing != Standing::Torn);
+        for piece in whole.flat_map(|record| &record.pieces).filter(|piece| piece.len == len) {
+            if taken.contains(&piece.target) {
                 continue;
             }
-            let Some(at) = pool.body(spot).and_then(|body| pool.position(body)) else { continue };
-            let Some(next) = left.checked_sub(1) else {
-                *cut = true;
-                return;
-            };
-            left = next;
-            let first = walk(volume.lv(), at..at.saturating_add(wide(len))).next();
-            if first.is_none_or(|run| run.len >= wide(len) && !matches!(run.place, Place::Own | Place::Coded(_))) {
-                continue;
-            }
-            let (bytes, seen) = read_vec(volume.lv(), at, len);
-            if seen.is_whole() {
-                sink(spot, at, &bytes);
+            let (bytes, gaps) = read_vec(&*journal.bytes, piece.at, narrow(len));
+            if gaps.is_whole() && sink(piece.target, journal.at.saturating_add(piece.at), &bytes) {
+                taken.insert(piece.target);
             }
         }
     }
-}
-
-/// Shows what the journals of VMFS5 have as copies of pointer blocks, the newest first: where each belongs, and where it
-/// is. Records are 32 bytes of header and the bytes that were written, as seen on real images.
-fn copies(volume: &Volume, sink: &mut dyn FnMut(u64, u64, &[u8])) {
-    const HEAD: usize = 32;
-    let header = &volume.space.header;
-    let lv = volume.lv();
-    let beats = header.heartbeats();
-    let (bytes, _) = read_vec(lv, beats.start, narrow(beats.end.saturating_sub(beats.start).min(16 << 20)));
-    let number = |bytes: &[u8], at: usize| bytes.get(at..at.saturating_add(8)).map_or(0, LittleEndian::read_u64);
-    let block = 1_u64.checked_shl(header.file_shift).unwrap_or(1);
-    let journals =
-        bytes.chunks_exact(512).filter(|slot| matches!(slot.first_chunk::<4>(), Some([1 | 2, 0xEF, 0xCD, 0xAB])));
-    let journals: BTreeSet<u64> = journals.map(|slot| number(slot, 0x64)).collect();
-    let journals = journals.into_iter().filter(|at| *at != 0 && at.checked_rem(block) == Some(0) && *at < lv.len());
-    let len = narrow(header.table_size());
-    for journal in journals.take(MOST_JOURNALS) {
-        let (bytes, _) = read_vec(lv, journal, narrow(block.min(lv.len().saturating_sub(journal))));
-        let steps = (0..bytes.len()).step_by(HEAD).rev();
-        for at in steps {
-            let Some(record) = bytes.get(at..) else { continue };
-            let page = record.get(HEAD..HEAD.saturating_add(len));
-            if let Some(page) = page.filter(|_| number(record, 8) == 0 && number(record, 24) == wide(len)) {
-                sink(number(record, 16), journal.saturating_add(wide(at.saturating_add(HEAD))), page);
-            }
-        }
-    }
-}
-
-/// Which page of a resource file lies at `at` of the volume.
-fn page_at(pool: &Resource, at: u64) -> Option<(Spot, u64)> {
-    let pages = pool.clusters().min(MOST_PAGES);
-    let mut spots =
-        (0..pages).flat_map(|cluster| (0..pool.per_cluster).map(move |resource| Spot { cluster, resource }));
-    let spot = spots.find(|spot| pool.body(*spot).and_then(|body| pool.position(body)) == Some(at))?;
-    Some((spot, spot.cluster.saturating_mul(pool.per_cluster).saturating_add(spot.resource)))
 }
 
 impl Fragments {
     /// Looks for all of them. Reads the free pages of the resource files, and nothing else.
     pub(super) fn survey(volume: &Volume) -> Self {
         let header = &volume.space.header;
-        let lv_len = volume.lv().len();
-        let free = |at: u64| is_free(volume, at);
         let mut found = Self::default();
         let mut uppers: Vec<(u64, Vec<(u64, u64)>)> = Vec::new();
-        let (mut cut, mut leaves, mut texts) = (false, Vec::new(), Vec::new());
+        let mut names_left = MOST_NAMES;
         let Pools { pb2, pbc, sbc, .. } = &*volume.pools;
         for (pool, subs) in [(pbc, false), (pb2, false), (sbc, true)] {
             let Some(pool) = pool else { continue };
-            pages(volume, pool, &mut cut, &mut |spot, at, bytes| {
-                if subs && bytes.starts_with(DESCRIPTION) && texts.len() < MOST_LEAVES {
-                    texts.push(at);
+            let ground = Ground::of(pool, volume.lv());
+            let mut cut = ground.cut;
+            cut |= pages(volume, pool, &ground, &mut |spot, at, bytes| {
+                if subs && bytes.starts_with(DESCRIPTION) {
+                    if found.texts.len() < MOST_LEAVES {
+                        found.texts.push(at);
+                    } else {
+                        found.cut = true;
+                    }
                 }
                 // Only on VMFS6 sub-blocks hold pointers.
                 if subs && !header.is_six() {
                     return;
                 }
-                if let Some((pointers, left)) = judge(header, lv_len, bytes, &free) {
-                    let (Some(first), Some(last)) = (pointers.first(), pointers.last()) else { return };
-                    let number = spot.cluster.saturating_mul(pool.per_cluster).saturating_add(spot.resource);
-                    let count = wide(pointers.len());
-                    leaves.push(Leaf { at, spot, number, count, free: left, first: *first, last: *last });
-                } else if uppers.len() < MOST_LEAVES
-                    && let Some(names) = upper(volume, bytes)
-                {
-                    uppers.push((at, names));
+                match Page::of(header, volume.lv().len(), bytes) {
+                    Page::Data(pointers) => {
+                        found.add(volume, pool, spot, at, pointers);
+                    }
+                    Page::Pages(addresses) => {
+                        let Some(names) = upper(volume, &addresses) else { return };
+                        let Some(left) = names_left.checked_sub(names.len()) else {
+                            found.cut = true;
+                            return;
+                        };
+                        names_left = left;
+                        uppers.push((at, names));
+                    }
+                    Page::Other => {}
                 }
             });
+            found.cut |= cut;
         }
-        found.texts = texts;
-        if !header.is_six() {
-            let known: BTreeSet<u64> = leaves.iter().map(|leaf| leaf.at).collect();
+        if let Some(pool) = pbc.as_ref().filter(|_| !header.is_six()) {
+            let known: BTreeSet<u64> = found.leaves.iter().map(|leaf| leaf.at).collect();
+            let ground = Ground::of(pool, volume.lv());
             copies(volume, &mut |target, at, bytes| {
-                let page = pbc.as_ref().and_then(|pool| page_at(pool, target));
-                let Some((spot, number)) = page.filter(|_| !known.contains(&target)) else { return };
-                if let Some((pointers, left)) = judge(header, lv_len, bytes, &free)
-                    && let (Some(first), Some(last)) = (pointers.first(), pointers.last())
-                    // The journal can have a page many times; the last is the newest.
-                    && !leaves.iter().any(|leaf: &Leaf| leaf.number == number && leaf.first == *first)
-                {
-                    let count = wide(pointers.len());
-                    leaves.push(Leaf { at, spot, number, count, free: left, first: *first, last: *last });
+                let file_at = ground.file_at(target).filter(|_| !known.contains(&target));
+                let Some((Part::Body(spot), file_at)) = file_at.map(|at| (pool.part(at).0, at)) else { return false };
+                let page = Page::of(header, volume.lv().len(), bytes);
+                match page {
+                    Page::Data(pointers) if pool.body(spot) == Some(file_at) => {
+                        found.add(volume, pool, spot, at, pointers)
+                    }
+                    _ => false,
                 }
             });
         }
-        cut |= leaves.len() > MOST_LEAVES;
-        leaves.truncate(MOST_LEAVES);
-        found.cut = cut;
-        found.leaves = leaves;
         found.chain(header, &uppers);
         found
+    }
+
+    /// Keeps a page of pointers to data, if that is what it is.
+    fn add(&mut self, volume: &Volume, pool: &Resource, spot: Spot, at: u64, pointers: Vec<Pointer>) -> bool {
+        let free = |at: u64| is_free(volume, at);
+        let Some((pointers, left)) = judge(&volume.space.header, pointers, &free) else { return false };
+        let (Some(first), Some(last)) = (pointers.first(), pointers.last()) else { return false };
+        if self.leaves.len() >= MOST_LEAVES {
+            self.cut = true;
+            return false;
+        }
+        let number = spot.cluster.saturating_mul(pool.per_cluster).saturating_add(spot.resource);
+        let count = wide(pointers.len());
+        self.leaves.push(Leaf { at, spot, number, count, free: left, first: *first, last: *last });
+        true
     }
 
     /// Puts the leaves in chains: by the pages that name them, and where one is full and the next starts with the
@@ -341,7 +303,10 @@ impl Fragments {
     pub(super) fn pointers(volume: &Volume, leaf: &Leaf) -> Vec<Pointer> {
         let header = &volume.space.header;
         let (bytes, _) = read_vec(volume.lv(), leaf.at, narrow(header.table_size()));
-        pointers(header, volume.lv().len(), &bytes).unwrap_or_default()
+        match Page::of(header, volume.lv().len(), &bytes) {
+            Page::Data(pointers) => pointers.into_iter().filter(|pointer| !pointer.zero).collect(),
+            Page::Pages(_) | Page::Other => Vec::new(),
+        }
     }
 
     /// What a leaf maps, as pieces of a file in which its first slot lies at `start`.
@@ -370,20 +335,14 @@ pub(super) fn is_free(volume: &Volume, at: u64) -> Option<bool> {
 }
 
 /// The slots of a page of addresses of pages, and where in the volume those lie.
-fn upper(volume: &Volume, bytes: &[u8]) -> Option<Vec<(u64, u64)>> {
-    let header = &volume.space.header;
-    let mut names = Vec::new();
+fn upper(volume: &Volume, addresses: &[(u64, Address)]) -> Option<Vec<(u64, u64)>> {
     let mut seen = BTreeSet::new();
-    for (slot, raw) in words(header, bytes) {
-        let address = header.width.decode(raw);
-        let (pool, offset) = volume.pools.table(address)?;
+    let place = |(slot, address): &(u64, Address)| {
+        let (pool, offset) = volume.pools.table(*address)?;
         let at = pool.position(offset)?;
-        if !seen.insert(at) {
-            return None;
-        }
-        names.push((slot, at));
-    }
-    (!names.is_empty()).then_some(names)
+        seen.insert(at).then_some((*slot, at))
+    };
+    addresses.iter().map(place).collect()
 }
 
 /// Tells what pointer blocks are left of, chain by chain. Cheap beside a search of the free space: only the free pages
@@ -397,9 +356,13 @@ pub(super) fn finds(store: &Datastore, sink: Finder<'_>) -> ControlFlow<()> {
 }
 
 impl Datastore {
-    /// What is left of pointer blocks, looked for once.
+    /// What is left of pointer blocks. No lock is held while it is looked for.
     pub(super) fn fragments(&self) -> &Fragments {
-        self.fragments.get_or_init(|| Fragments::survey(&self.volume))
+        if let Some(fragments) = self.fragments.get() {
+            return fragments;
+        }
+        let fragments = Fragments::survey(&self.volume);
+        self.fragments.get_or_init(|| fragments)
     }
 
     fn fragment_find(&self, chain: &Chain) -> Option<Find> {
@@ -430,11 +393,13 @@ impl Datastore {
     pub(super) fn fragment(&self, id: NodeId) -> Option<Result<&Chain, Error>> {
         let sector = id.0.checked_sub(NODES).filter(|sector| *sector < NODES)?;
         let fragments = self.fragments();
-        let is_it = |chain: &&Chain| {
+        let sector_of = |chain: &Chain| {
             let first = chain.leaves.first().and_then(|(_, leaf)| fragments.leaves.get(*leaf));
-            first.is_some_and(|leaf| leaf.at >> 9 == sector)
+            first.map_or(0, |leaf| leaf.at >> 9)
         };
-        Some(fragments.chains.iter().find(is_it).ok_or(Error::NotFound))
+        // Chains are in the order of their first pages.
+        let found = fragments.chains.binary_search_by_key(&sector, sector_of);
+        Some(found.ok().and_then(|index| fragments.chains.get(index)).ok_or(Error::NotFound))
     }
 
     fn fragment_len(&self, chain: &Chain) -> u64 {
@@ -455,21 +420,17 @@ impl Datastore {
 
     /// The content of a chain.
     pub(super) fn open_fragment(&self, chain: &Chain) -> Bytes {
-        let header = &self.volume.space.header;
-        let span = 1_u64.checked_shl(header.fan_shift.saturating_add(header.file_shift)).unwrap_or(0);
         let fragments = self.fragments();
-        let leaves = chain.leaves.iter().filter_map(|(number, leaf)| Some((*number, fragments.leaves.get(*leaf)?)));
-        let pieces = leaves
-            .flat_map(|(number, leaf)| Fragments::pieces(&self.volume, leaf, number.saturating_mul(span)))
-            .collect();
+        let page = |(number, leaf): &(u64, usize)| Some((*number, fragments.leaves.get(*leaf)?.at));
+        let pages = chain.leaves.iter().filter_map(page).collect();
         let at = chain.upper.unwrap_or_default();
-        Arc::new(Assembled::new(Arc::clone(&self.volume.space.lv), self.fragment_len(chain), lay(&[pieces]), at))
+        Arc::new(Chained::new(self.volume.clone(), pages, self.fragment_len(chain), at))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "tests")]
+    #![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "tests")]
     use super::*;
 
     fn header(six: bool) -> Header {
@@ -479,7 +440,8 @@ mod tests {
     const LV: u64 = 2 << 40;
 
     fn judged(six: bool, bytes: &[u8]) -> Option<usize> {
-        judge(&header(six), LV, bytes, &|_| Some(true)).map(|(pointers, _)| pointers.len())
+        let Page::Data(pointers) = Page::of(&header(six), LV, bytes) else { return None };
+        judge(&header(six), pointers, &|_| Some(true)).map(|(pointers, _)| pointers.len())
     }
 
     fn page6(numbers: impl Iterator<Item = u64>) -> Vec<u8> {
@@ -542,6 +504,7 @@ mod tests {
         assert_eq!(judged(true, &page6([700, 650, 702, 600, 640, 500].into_iter())), None, "few, and in no order");
         assert_eq!(judged(true, &page6((1 << 30)..(1 << 30) + 80)), None, "behind the volume");
         let free = |_: u64| Some(false);
-        assert_eq!(judge(&header(true), LV, &page6(5000..6000), &free), None, "all used: of a file that is alive");
+        let Page::Data(pointers) = Page::of(&header(true), LV, &page6(5000..6000)) else { panic!("no pointers") };
+        assert_eq!(judge(&header(true), pointers, &free), None, "all used: of a file that is alive");
     }
 }

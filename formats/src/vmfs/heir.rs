@@ -11,8 +11,8 @@ use crate::layer::{Layer, Place};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Pieces of a resource file that are looked at: one file block each at worst.
-const PIECES: usize = 1 << 16;
+/// Pieces of resource files that are looked at, one file block each at worst: `.sbc.sf` of 64 TiB has 65536.
+const PIECES: usize = 1 << 20;
 
 /// The bitmaps of a live volume, asked by place in the logical volume.
 #[derive(Debug)]
@@ -25,6 +25,8 @@ pub struct Heir {
     /// Where resource files with bodies lie: range of the volume, offset in the file, and which of `pools`.
     pieces: Vec<(Range<u64>, u64, usize)>,
     pools: Vec<Resource>,
+    /// The resource files lie in more pieces: what lies in those counts as a block like any other.
+    pub(super) cut: bool,
 }
 
 /// What the bitmaps say of a place.
@@ -43,10 +45,16 @@ impl Heir {
         let pools = [&volume.pools.sbc, &volume.pools.pbc, &volume.pools.pb2, &volume.fdc];
         let pools: Vec<Resource> = pools.into_iter().flatten().cloned().collect();
         let mut pieces = Vec::new();
+        let (mut left, mut cut) = (PIECES, false);
         for (number, pool) in pools.iter().enumerate() {
             let len = pool.file.len().min(volume.lv().len());
             let mut at: u64 = 0;
-            while at < len && pieces.len() < PIECES {
+            while at < len {
+                let Some(less) = left.checked_sub(1) else {
+                    cut = true;
+                    break;
+                };
+                left = less;
                 let run = pool.run(at, len.saturating_sub(at));
                 if let Place::Below { offset, .. } = run.place {
                     pieces.push((offset..offset.saturating_add(run.len), at, number));
@@ -57,7 +65,7 @@ impl Heir {
         pieces.sort_unstable_by_key(|(range, at, number)| (range.start, *number, *at));
         let large = volume.sfb.as_ref().and(volume.fbb.clone());
         let blocks = volume.blocks().cloned();
-        Self { space: Arc::clone(&volume.space), blocks, large, pieces, pools }
+        Self { space: Arc::clone(&volume.space), blocks, large, pieces, pools, cut }
     }
 
     /// The resource of a resource file that a place in the logical volume is in.

@@ -67,6 +67,7 @@ pub use known::{Image, Name, images, names};
 use self::parse::Parser;
 use super::address::{Address, Spot};
 use super::file::File;
+use super::ground::Ground;
 use super::heartbeat::Lock;
 use super::volume::{Space, Volume};
 use crate::adapt::{Copied, Patch, Window};
@@ -75,12 +76,16 @@ use crate::note::Finding;
 use crate::num::{narrow, wide};
 use crate::read::read_vec;
 use byteorder::{ByteOrder, LittleEndian};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 /// Journals that are read: no cluster has more hosts on one volume.
 const MOST: usize = 64;
+/// Pieces of records of all journals together. The journal of a host holds some hundreds.
+const PIECES: usize = 1 << 19;
+/// Differences of one journal that are told byte by byte; behind them, one a record.
+const FINE: usize = 1 << 12;
 /// Bytes of one journal that are read; the largest file block.
 const LONGEST: u64 = 8 << 20;
 /// Findings of one volume's journals that are told one by one.
@@ -140,23 +145,32 @@ pub struct Journal {
     pub bytes: Bytes,
     /// Ranges of it that could not be read.
     pub lost: Vec<Range<u64>>,
+    /// It has more records than any volume's journals have: the rest was not looked at.
+    pub cut: bool,
     /// Its records, the oldest first.
     pub records: Vec<Record>,
 }
 
-/// All journals of a volume: of heartbeats in use, and on VMFS6 those that the bitmap of journals has as used. Reads
-/// them; bounded by 64 journals of 8 MiB.
+/// All journals of a volume, each once: of heartbeats in use, and on VMFS6 those that the bitmap of journals has as
+/// used. Reads them; bounded by 64 journals of 8 MiB.
 #[must_use]
 pub fn journals(volume: &Volume) -> Vec<Journal> {
-    let mut found = Vec::new();
-    let in_use = volume.heartbeats.in_use().filter(|beat| beat.journal_at != 0);
-    for beat in in_use.take(MOST) {
+    let mut found: Vec<Journal> = Vec::new();
+    let mut left = PIECES;
+    let mut add = |found: &mut Vec<Journal>, slot, at, bytes| {
+        found.push(Journal::load(volume, slot, at, bytes, &mut left));
+    };
+    for beat in volume.heartbeats.in_use().filter(|beat| beat.journal_at != 0) {
+        // Two slots that name one journal are no two journals.
+        if found.len() >= MOST || found.iter().any(|journal| journal.at == beat.journal_at) {
+            continue;
+        }
         if let Some(bytes) = layer(volume, beat.journal, beat.journal_at) {
-            found.push(Journal::load(volume, Some(beat.slot), beat.journal_at, bytes));
+            add(&mut found, Some(beat.slot), beat.journal_at, bytes);
         }
     }
     let Some(jbc) = &volume.jbc else { return found };
-    for cluster in 0..jbc.clusters() {
+    for cluster in Ground::of(jbc, volume.lv()).clusters(jbc) {
         let Ok(state) = jbc.cluster(&volume.space, cluster) else { continue };
         for (resource, _) in (0..).zip(&state.free).filter(|(_, free)| !**free) {
             if found.len() >= MOST {
@@ -166,12 +180,17 @@ pub fn journals(volume: &Volume) -> Vec<Journal> {
             let Some(at) = jbc.position(body) else { continue };
             if found.iter().all(|journal| journal.at != at) {
                 let file: Bytes = Arc::<File>::clone(&jbc.file);
-                let bytes: Bytes = Arc::new(Window::new(file, body, jbc.size.min(LONGEST)));
-                found.push(Journal::load(volume, None, at, bytes));
+                add(&mut found, None, at, Arc::new(Window::new(file, body, jbc.size.min(LONGEST))));
             }
         }
     }
     found
+}
+
+/// How many hosts have the volume in use beyond those whose journals are read.
+pub(super) fn left_out(volume: &Volume) -> usize {
+    let named: BTreeSet<u64> = volume.heartbeats.in_use().map(|beat| beat.journal_at).filter(|at| *at != 0).collect();
+    named.len().saturating_sub(MOST)
 }
 
 /// Where the journal of an address lies. What the address says counts if it agrees with the position, which alone
@@ -186,10 +205,13 @@ fn layer(volume: &Volume, journal: u32, at: u64) -> Option<Bytes> {
             return Some(Arc::new(Window::new(file, body, jbc.size.min(LONGEST))));
         }
     }
+    let block = 1_u64.checked_shl(space.header.file_shift)?;
     let size = match space.header.width.decode(u64::from(journal)) {
-        Address::File(_) if !space.header.is_six() => 1_u64.checked_shl(space.header.file_shift)?,
+        Address::File(_) if !space.header.is_six() => block,
         _ => volume.jbc.as_ref().map_or(2 << 20, |jbc| jbc.size),
     };
+    // It is a file block, so that no two can overlap.
+    (space.header.is_six() || at.is_multiple_of(block)).then_some(())?;
     let len = size.min(LONGEST).min(space.lv.len().checked_sub(at)?);
     let bytes: Bytes = Arc::new(Window::new(Bytes::clone(&space.lv), at, len));
     (len > 0).then_some(bytes)
@@ -223,16 +245,19 @@ struct Difference {
 }
 
 impl Journal {
-    fn load(volume: &Volume, slot: Option<u64>, at: u64, bytes: Bytes) -> Self {
+    /// Reads it. `left` is how many pieces all journals together may still have.
+    fn load(volume: &Volume, slot: Option<u64>, at: u64, bytes: Bytes, left: &mut usize) -> Self {
         let space = &volume.space;
         let (data, seen) = read_vec(&*bytes, 0, narrow(bytes.len().min(LONGEST)));
         let lost = seen.gaps.iter().map(|gap| gap.range.clone()).collect();
-        let mut parser = Parser::new(&data, seen, space.lv.len());
+        let mut parser = Parser::new(&data, seen, space.lv.len(), *left);
         let mut transactions = if space.header.is_six() { parser.six() } else { parser.five() };
+        let cut = parser.cut;
+        *left = parser.left;
         let differences = differences(space, &data, &transactions);
         judge(space, &data, &mut transactions, &differences);
         let records = transactions.into_iter().flat_map(|transaction| transaction.records).collect();
-        Self { slot, at, bytes, lost, records }
+        Self { slot, at, bytes, lost, cut, records }
     }
 
     /// The bytes of a record whose pieces make one range of the volume.
@@ -262,13 +287,15 @@ fn differences(space: &Space, data: &[u8], transactions: &[Transaction]) -> Vec<
         let start = narrow(part.at);
         let new = data.get(start..start.saturating_add(home.len())).unwrap_or_default();
         let mut open: Option<Range<u64>> = None;
+        let near = if found.len() < FINE { NEAR } else { u64::MAX };
         for (i, (new, old)) in (0..).zip(new.iter().zip(&home)) {
-            let at = part.target.saturating_add(i);
-            if new == old && !seen.gaps.iter().any(|gap| gap.range.contains(&at)) {
+            if new == old
+                && !seen.has_gap(&(part.target.saturating_add(i)..part.target.saturating_add(i).saturating_add(1)))
+            {
                 continue;
             }
             match &mut open {
-                Some(range) if i <= range.end.saturating_add(NEAR) => range.end = i.saturating_add(1),
+                Some(range) if i <= range.end.saturating_add(near) => range.end = i.saturating_add(1),
                 _ => found.extend(open.replace(i..i.saturating_add(1)).map(|range| cut(&part, &range))),
             }
         }
@@ -308,7 +335,7 @@ fn paint(map: &mut BTreeMap<u64, Difference>, new: Difference) {
 
 /// Says of each record whether it is home.
 fn judge(space: &Space, data: &[u8], transactions: &mut [Transaction], differences: &[Difference]) {
-    let mut differs = std::collections::BTreeSet::new();
+    let mut differs = BTreeSet::new();
     differs.extend(differences.iter().map(|part| part.record));
     let mut number: usize = 0;
     for transaction in transactions {
@@ -392,8 +419,10 @@ pub(super) struct Replay {
     newer: Vec<Copied>,
     /// What nobody can tell of.
     unsure: Vec<Range<u64>>,
-    /// Both, told.
+    /// Both, told: the first of them.
     pub findings: Vec<Finding>,
+    /// What was not told one by one: how much, where the first is, and the worst of it.
+    more: (usize, Range<u64>, Trust),
 }
 
 /// Reads the journals of heartbeats in use. Without such, nothing is read.
@@ -406,6 +435,11 @@ pub(super) fn replay(volume: &Volume) -> Replay {
     }
     let mut painted: BTreeMap<u64, Difference> = BTreeMap::new();
     let space = &volume.space;
+    if let Some(more) = Some(left_out(volume)).filter(|more| *more > 0) {
+        let text =
+            format!("{more} more hosts have the volume in use than any volume has: their journals were not read");
+        replay.tell("VMFS-JOURNAL-CUT", space.physical(space.header.heartbeats().start), 0, Trust::Doubtful, text);
+    }
     for journal in journals(volume).iter().filter(|journal| journal.slot.is_some() || lost_slots) {
         let name =
             journal.slot.map_or("a journal without heartbeat".into(), |slot| format!("the journal of slot {slot}"));
@@ -418,6 +452,10 @@ pub(super) fn replay(volume: &Volume) -> Replay {
             let gone = super::elsewhere(volume.lv(), own).is_some();
             let trust = if gone { Trust::Inferred } else { Trust::Doubtful };
             replay.tell("VMFS-JOURNAL-LOST", at, len, trust, text);
+        }
+        if journal.cut {
+            let text = format!("{name} has more records than journals have: the rest was not looked at");
+            replay.tell("VMFS-JOURNAL-CUT", space.physical(journal.at), 0, Trust::Doubtful, text);
         }
         let (data, _) = read_vec(&*journal.bytes, 0, narrow(journal.bytes.len().min(LONGEST)));
         let transaction = Transaction { records: journal.records.clone(), ..Transaction::default() };
@@ -456,10 +494,8 @@ pub(super) fn replay(volume: &Volume) -> Replay {
             }
         }
     }
-    if let Some(more) = replay.findings.len().checked_sub(TOLD).filter(|more| *more > 0) {
-        let worst = replay.findings.iter().skip(TOLD).map(|finding| finding.trust).max().unwrap_or_default();
-        let range = replay.findings.get(TOLD).map_or(0..0, |finding| finding.range.clone());
-        replay.findings.truncate(TOLD);
+    if replay.more.0 > 0 {
+        let (more, range, worst) = std::mem::take(&mut replay.more);
         let text = format!("{more} more ranges differ between journals and where they belong");
         replay.findings.push(Finding::new("VMFS-JOURNAL-MORE", range, worst, text));
     }
@@ -468,7 +504,16 @@ pub(super) fn replay(volume: &Volume) -> Replay {
 
 impl Replay {
     fn tell(&mut self, code: &'static str, at: u64, len: u64, trust: Trust, text: String) {
-        self.findings.push(Finding::new(code, at..at.saturating_add(len), trust, text));
+        let range = at..at.saturating_add(len);
+        if self.findings.len() < TOLD {
+            return self.findings.push(Finding::new(code, range, trust, text));
+        }
+        let (more, first, worst) = &mut self.more;
+        if *more == 0 {
+            *first = range;
+        }
+        *more = more.saturating_add(1);
+        *worst = trust.max(*worst);
     }
 
     /// The volume with what is newer over it, and with what is unsure as Doubtful. `None` if there is neither.

@@ -14,7 +14,9 @@
 use super::address::{Address, FdAddress, Spot};
 use super::descriptor::{Descriptor, Origin, Shape, Type, read_poisoned};
 use super::directory::is_head;
+use super::ground::Ground;
 use super::journal;
+use super::page::Page;
 use super::resource::Resource;
 use super::volume::{Space, Volume};
 use crate::layer::Trust;
@@ -22,8 +24,9 @@ use crate::num::{narrow, wide};
 use byteorder::{ByteOrder, LittleEndian};
 use std::collections::BTreeMap;
 
-/// Clusters that are read to find what a file owns: those of 4 million sub-blocks.
-const CLUSTERS: u64 = 1 << 14;
+/// Sub-blocks whose owners are kept, 128 GiB of them, and files whose blocks are counted.
+const KEPT: usize = 1 << 21;
+const COUNTED: usize = 1 << 20;
 /// Sub-blocks of one file that are put together.
 const PARTS: usize = 320;
 
@@ -65,6 +68,8 @@ pub(super) struct Owned {
     blocks: BTreeMap<FdAddress, u64>,
     /// The last image of each that a journal has.
     images: BTreeMap<FdAddress, journal::Image>,
+    /// There is more than is kept.
+    pub(super) cut: bool,
 }
 
 impl Owned {
@@ -74,24 +79,52 @@ impl Owned {
             owned.images.insert(image.descriptor.address, image);
         }
         if let Some(sbc) = volume.pools.sbc.as_ref().filter(|sbc| sbc.owned) {
-            for cluster in 0..sbc.clusters().min(CLUSTERS) {
-                for resource in 0..sbc.per_cluster {
-                    let spot = Spot { cluster, resource };
-                    if let Some(owner) = of(&volume.space, sbc, spot) {
-                        owned.subs.entry(owner).or_default().push(spot);
-                    }
+            let mut left = KEPT;
+            for (cluster, resource) in owned.clusters(volume, sbc) {
+                let spot = Spot { cluster, resource };
+                let Some(file) = of(&volume.space, sbc, spot) else { continue };
+                let parts = owned.subs.entry(file).or_default();
+                // One more than are used says that there are too many.
+                if parts.len() > PARTS {
+                    continue;
                 }
+                parts.push(spot);
+                let Some(less) = left.checked_sub(1) else {
+                    owned.cut = true;
+                    break;
+                };
+                left = less;
             }
         }
         if let Some(sfb) = &volume.sfb {
-            for cluster in 0..sfb.clusters().min(CLUSTERS) {
+            let mut ground = Ground::of(sfb, volume.lv());
+            for cluster in ground.clusters(sfb) {
                 for (owner, count) in blocks(&volume.space, sfb, cluster).unwrap_or_default() {
+                    if owned.blocks.len() >= COUNTED && !owned.blocks.contains_key(&owner) {
+                        owned.cut = true;
+                        continue;
+                    }
                     let sum = owned.blocks.entry(owner).or_default();
                     *sum = sum.saturating_add(count);
                 }
             }
+            owned.cut |= ground.cut;
         }
         owned
+    }
+
+    /// All resources of the clusters that are there.
+    fn clusters(&mut self, volume: &Volume, resource: &Resource) -> impl Iterator<Item = (u64, u64)> + use<> {
+        let mut ground = Ground::of(resource, volume.lv());
+        let clusters = ground.clusters(resource);
+        self.cut |= ground.cut;
+        let per_cluster = resource.per_cluster;
+        clusters.into_iter().flat_map(move |cluster| (0..per_cluster).map(move |resource| (cluster, resource)))
+    }
+
+    /// Whether anything is left of a descriptor.
+    pub(super) fn knows(&self, address: FdAddress) -> bool {
+        self.images.contains_key(&address) || self.subs.contains_key(&address)
     }
 
     /// The image of a descriptor that a journal has at a place.
@@ -198,7 +231,7 @@ pub(super) fn rebuild(volume: &Volume, at: u64, address: FdAddress) -> Option<De
         }
         _ => return None,
     };
-    let trust = if sure { Trust::Inferred } else { Trust::Doubtful };
+    let trust = if sure && !owned.cut { Trust::Inferred } else { Trust::Doubtful };
     let blocks = owned.blocks_of(address);
     let shape = Shape::Mapped { levels, shift: header.file_shift };
     Some(Descriptor { len, blocks, shape, pointers, trust, ..blank })
@@ -225,32 +258,21 @@ pub(super) fn content(volume: &Volume, own: Spot, bytes: &[u8], parts: &[Spot]) 
     if is_head(bytes) {
         return Content::Folder(None);
     }
-    let header = &volume.space.header;
-    let size = wide(bytes.len());
-    let (mut last, mut used) = (0, 0_u64);
-    let (mut leaf, mut upper) = (true, true);
-    for (index, raw) in (0..).zip(bytes.chunks_exact(8).map(LittleEndian::read_u64)) {
-        if raw == 0 {
-            continue;
+    let of_folder = || {
+        let place = super::directory::place_of(bytes, volume.space.header.md);
+        let number = |at: u64| at.checked_div(wide(bytes.len()).max(1)).unwrap_or(0).max(1);
+        place.map_or(Content::Other, |at| Content::Folder(Some(number(at))))
+    };
+    match Page::of(&volume.space.header, volume.lv().len(), bytes) {
+        Page::Data(pointers) => {
+            let last = pointers.last().map_or(0, |pointer| pointer.slot);
+            Content::Leaf { last, full: wide(pointers.len()) == last.saturating_add(1) }
         }
-        last = index;
-        used = used.saturating_add(1);
-        match header.width.decode(raw) {
-            Address::File(block) | Address::Large(block) => {
-                upper = false;
-                leaf &= block.number.checked_shl(header.file_shift).is_some_and(|at| at < volume.space.lv.len());
-            }
-            Address::Sub(spot) => {
-                leaf = false;
-                upper &= spot != own && parts.contains(&spot);
-            }
-            _ => (leaf, upper) = (false, false),
+        Page::Pages(pages) => {
+            let own = |address: &Address| matches!(address, Address::Sub(spot) if *spot != own && parts.contains(spot));
+            let upper = pages.iter().all(|(_, address)| own(address));
+            pages.last().filter(|_| upper).map_or_else(of_folder, |(last, _)| Content::Upper { last: *last })
         }
-    }
-    match (used, leaf, upper) {
-        (1.., true, _) => Content::Leaf { last, full: used == last.saturating_add(1) },
-        (1.., _, true) => Content::Upper { last },
-        _ => super::directory::place_of(bytes, header.md)
-            .map_or(Content::Other, |at| Content::Folder(Some(at.checked_div(size.max(1)).unwrap_or(0).max(1)))),
+        Page::Other => of_folder(),
     }
 }

@@ -30,8 +30,8 @@ use super::address::{FdAddress, Spot};
 use super::descriptor::{Descriptor, Origin, RawLock, Shape, Type};
 use super::file::File;
 use super::frame::{self, Kind};
-use super::ground::Ground;
 use super::header::Header;
+use super::remnant::Remnant;
 use super::volume::{Pools, Space};
 use crate::error::Error;
 use crate::layer::{Layer, Place, Run, Trust, Why};
@@ -154,7 +154,7 @@ impl Resource {
     pub fn open(space: &Arc<Space>, pools: &Arc<Pools>, address: FdAddress) -> Result<Self, Error> {
         let at = space.header.fixed(address).ok_or(Error::NotFound)?;
         let kind = Kind::of(&space.header, address).ok_or(Error::NotFound)?;
-        let ground = Ground { space, pools, kind, address };
+        let remnant = Remnant { space, pools, kind, address };
         let fd = space.descriptor(at, address);
         let mapped =
             |fd: &Descriptor| matches!(fd.shape, Shape::Mapped { shift, .. } if shift == space.header.file_shift);
@@ -165,12 +165,13 @@ impl Resource {
             bad => {
                 let error = match bad {
                     Ok(fd) => {
-                        let found = format!("{:?} of {:?}, a system file of file blocks is wanted", fd.kind, fd.shape);
+                        let blocks = if mapped(&fd) { "" } else { ", not of file blocks" };
+                        let found = format!("it is {}{blocks}: a system file of file blocks is wanted", fd.kind);
                         Error::corrupt("VMFS descriptor of a resource file", at, found)
                     }
                     Err(error) => error,
                 };
-                let fd = ground.descriptor(at).ok_or_else(|| error.clone())?;
+                let fd = remnant.descriptor(at).ok_or_else(|| error.clone())?;
                 told.push(format!(
                     "its descriptor can't be used ({error}): its blocks are those that its pointers have"
                 ));
@@ -179,14 +180,14 @@ impl Resource {
             }
         };
         let mut file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), fd.clone()));
-        if let Some((whole, text)) = ground.filled(&file, None) {
+        if let Some((whole, text)) = remnant.filled(&file, None) {
             told.push(text);
             made = Some(whole.clone());
             file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), whole));
         }
         let mut resource = Self::at(&space.header, kind, file, 0, None)?;
         // What lies in the blocks of descriptors says which they are.
-        if let Some((whole, text)) = ground.filled(&resource.file, Some(&resource)) {
+        if let Some((whole, text)) = remnant.filled(&resource.file, Some(&resource)) {
             told.push(text);
             made = Some(whole.clone());
             let file = Arc::new(File::new(Arc::clone(space), Arc::clone(pools), whole));

@@ -35,12 +35,23 @@ impl Taken {
     }
 }
 
-/// The nodes of dead files of which a newer dead file claims a block too.
-pub(super) fn look(store: &Datastore) -> BTreeSet<NodeId> {
+/// Dead files of which newer dead files claim blocks.
+#[derive(Debug, Default)]
+pub(super) struct Rivals {
+    /// Their nodes.
+    pub files: BTreeSet<NodeId>,
+    /// Nodes that were not compared: there are more runs than are looked at.
+    pub left_out: BTreeSet<NodeId>,
+    /// Whether there are such.
+    pub cut: bool,
+}
+
+/// Compares the dead files, the newest first.
+pub(super) fn look(store: &Datastore) -> Rivals {
     let mut files = store.dead_files();
     // The newest first; of two that are as new the one with the higher generation.
     files.sort_unstable_by_key(|file| std::cmp::Reverse(*file));
-    let (mut taken, mut rivals) = (Taken::default(), BTreeSet::new());
+    let (mut taken, mut rivals) = (Taken::default(), Rivals::default());
     let mut left = RUNS;
     for (_, _, id) in files {
         let Ok(file) = store.content_of(id) else { continue };
@@ -49,7 +60,11 @@ pub(super) fn look(store: &Datastore) -> BTreeSet<NodeId> {
         }
         let (mut at, mut own): (u64, Vec<Range<u64>>) = (0, Vec::new());
         while at < file.len() {
-            let Some(less) = left.checked_sub(1) else { return rivals };
+            let Some(less) = left.checked_sub(1) else {
+                rivals.cut = true;
+                rivals.left_out.insert(id);
+                break;
+            };
             left = less;
             let run = file.run(at, file.len().saturating_sub(at));
             if let Place::Below { offset, .. } = run.place {
@@ -58,7 +73,7 @@ pub(super) fn look(store: &Datastore) -> BTreeSet<NodeId> {
             at = at.saturating_add(run.len.max(1));
         }
         if own.iter().any(|range| taken.has(range)) {
-            rivals.insert(id);
+            rivals.files.insert(id);
         }
         for range in own {
             taken.add(range);

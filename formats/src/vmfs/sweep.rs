@@ -17,7 +17,7 @@ use crate::memo::Memo;
 use crate::note::Finding;
 use crate::num::wide;
 use crate::record::Record;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -36,6 +36,9 @@ const RECORD_LAST: u32 = 9;
 const STARTS: usize = 64;
 /// Volumes that are tried by their votes, the ones with the most first.
 const TRIES: usize = 64;
+/// Headers of devices that are tried, those with the header of a file system behind them first. A header claims up to
+/// some MiB of tables.
+const HEADERS: usize = 256;
 /// Votes that are worth a word even if no volume comes out.
 const WORTH: u64 = 16;
 
@@ -112,7 +115,19 @@ struct Start {
 pub(super) fn build(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<Opened, Error> {
     let mut volumes = Vec::new();
     let mut known = Vec::new();
-    for clue in clues.iter().filter(|clue| clue.kind == DEVICE && clue.at >= HEADER_AT) {
+    let mut findings = Vec::new();
+    let stores: BTreeSet<u64> = clues.iter().filter(|clue| clue.kind == VOLUME).map(|clue| clue.at).collect();
+    let mut devices: Vec<&Clue> = clues.iter().filter(|clue| clue.kind == DEVICE && clue.at >= HEADER_AT).collect();
+    devices.sort_by_key(|clue| {
+        let store = clue.at.saturating_sub(HEADER_AT).saturating_add(DATA_AT).saturating_add(header::HEADER_AT);
+        (!stores.contains(&store), clue.at)
+    });
+    if let Some(first) = devices.get(HEADERS) {
+        let more = devices.len().saturating_sub(HEADERS);
+        let text = format!("{more} more headers of VMFS devices than are tried");
+        findings.push(Finding::new("VMFS-HEADERS", first.at..first.at.saturating_add(512), Trust::Inferred, text));
+    }
+    for clue in devices.into_iter().take(HEADERS) {
         let start = clue.at.saturating_sub(HEADER_AT);
         let range = start..start.saturating_add(clue.len);
         let part: Bytes = Arc::new(Part::of_device(Bytes::clone(bytes), start, clue.len));
@@ -137,7 +152,6 @@ pub(super) fn build(bytes: &Bytes, memo: &Memo, clues: &[Clue]) -> Result<Opened
     starts.retain(|start, found| !known.contains(start) && (found.strong || found.records >= WORTH));
     let mut ranked: Vec<(u64, Start)> = starts.into_iter().collect();
     ranked.sort_by_key(|(start, found)| (std::cmp::Reverse((found.strong, found.records)), *start));
-    let mut findings = Vec::new();
     for (start, found) in ranked.into_iter().take(TRIES) {
         match by_votes(bytes, memo, start) {
             Some(volume) => volumes.push(volume),

@@ -224,8 +224,15 @@ fn file(six: bool, levels: u32, len: u64, pointers: &[(usize, u64)]) -> File {
     for (i, raw) in pointers {
         array[i * width..][..width].copy_from_slice(&raw.to_le_bytes()[..width]);
     }
-    let space =
-        Space { lv, logical: None, header, tables: memo.share(), clusters: memo.share(), folders: memo.share() };
+    let space = Space {
+        lv,
+        logical: None,
+        header,
+        tables: memo.share(),
+        pages: memo.share(),
+        clusters: memo.share(),
+        folders: memo.share(),
+    };
     let descriptor = Descriptor {
         at: 0x4000_0000,
         address: FdAddress(0x3C4),

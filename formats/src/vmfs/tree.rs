@@ -8,6 +8,7 @@ use super::finds::{Lost, copy_of, home_of, volume_of};
 use super::former::{self, Former};
 use super::heir::Heir;
 use super::journal::Image;
+use super::rivals::Rivals;
 use super::volume::Volume;
 use super::witness::Witness;
 use crate::error::Error;
@@ -15,7 +16,6 @@ use crate::layer::{Bytes, Trust};
 use crate::note::{Finding, Sink};
 use crate::num::narrow;
 use crate::tree::{Doubts, Entry, Finder, Kind, Lister, Node, NodeId, Search, State, Tree};
-use std::collections::BTreeSet;
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, OnceLock};
 
@@ -39,7 +39,7 @@ pub struct Datastore {
     /// What journals have of dead descriptors, once it was asked for.
     pub(super) copies: OnceLock<Vec<Image>>,
     /// Dead files whose blocks newer dead ones claim, once it was asked for.
-    pub(super) rivals: OnceLock<BTreeSet<NodeId>>,
+    pub(super) rivals: OnceLock<Rivals>,
     /// What the volume has of the bytes of dead files, once it was asked for.
     pub(super) heir: OnceLock<Arc<Heir>>,
 }
@@ -154,7 +154,7 @@ impl Datastore {
     }
 
     /// Dead files whose blocks newer dead ones claim. No lock is held while they are compared.
-    pub(super) fn rivals(&self) -> &BTreeSet<NodeId> {
+    pub(super) fn rivals(&self) -> &Rivals {
         if let Some(rivals) = self.rivals.get() {
             return rivals;
         }
@@ -286,7 +286,7 @@ impl Tree for Datastore {
         }
         let file = self.content(id, found, state)?;
         // What is alive has no rivals, and needs no look at what is dead.
-        let doubtful = state != State::Live && self.rivals().contains(&id);
+        let doubtful = state != State::Live && self.rivals().files.contains(&id);
         Ok(Arc::new(if doubtful { file.trusted(Trust::Doubtful) } else { file }))
     }
 
@@ -294,6 +294,10 @@ impl Tree for Datastore {
         if self.tell_finds(sink).is_continue() {
             let _ = super::fragment::finds(self, sink);
         }
+    }
+
+    fn left_out(&self, sink: &mut dyn FnMut(Finding)) {
+        self.tell_left_out(sink);
     }
 
     fn search(&self) -> Option<Search> {

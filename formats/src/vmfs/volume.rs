@@ -34,6 +34,8 @@ pub struct Space {
     pub header: Header,
     /// Pointer blocks, by their position in the volume.
     pub tables: Memo,
+    /// Pointer blocks that nothing names any more, by their position in the volume.
+    pub(super) pages: Memo,
     /// Headers of clusters, by their position in the volume.
     pub clusters: Memo,
     /// Headers of folders, by the address of their descriptor.
@@ -44,8 +46,8 @@ impl Space {
     /// What the files of a logical volume with this header need.
     #[must_use]
     pub fn new(header: Header, lv: &Bytes, logical: Option<Arc<Logical>>, memo: &Memo) -> Self {
-        let (tables, clusters, folders) = (memo.share(), memo.share(), memo.share());
-        Self { lv: Bytes::clone(lv), logical, header, tables, clusters, folders }
+        let (tables, pages, clusters, folders) = (memo.share(), memo.share(), memo.share(), memo.share());
+        Self { lv: Bytes::clone(lv), logical, header, tables, pages, clusters, folders }
     }
 
     /// The descriptor at `at`, which must be that of `address`.
@@ -61,6 +63,7 @@ impl Space {
             logical: self.logical.clone(),
             header: self.header.clone(),
             tables: self.tables.share(),
+            pages: self.pages.share(),
             clusters: self.clusters.share(),
             folders: self.folders.share(),
         }
@@ -323,9 +326,19 @@ impl Volume {
         [&pools.pb2, &pools.pbc, &pools.sbc, fdc, fbb, jbc].into_iter().flatten()
     }
 
-    /// What files own, and what journals have of them.
+    /// What files own, and what journals have of them. No lock is held while it is read; what was read once stays, so
+    /// that one volume is the same for all who ask.
     pub(super) fn owned(&self) -> &Owned {
-        self.owned.get_or_init(|| Owned::load(self))
+        if let Some(owned) = self.owned.get() {
+            return owned;
+        }
+        let owned = Owned::load(self);
+        self.owned.get_or_init(|| owned)
+    }
+
+    /// Whether there is more to know of what files own than is kept. Not asked unless a descriptor is lost.
+    pub(super) fn owned_cut(&self) -> bool {
+        self.owned.get().is_some_and(|owned| owned.cut)
     }
 
     /// The content of a descriptor.

@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::thread;
+use vdrecover_formats::format::Window;
 use vdrecover_formats::laws::{Effort, check_laws};
 use vdrecover_formats::note::Sink;
 use vdrecover_formats::{
@@ -146,6 +147,24 @@ fn exercise_tree(tree: &dyn Tree, effort: Effort) {
         if finds.len() < 10 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
     finds.into_iter().for_each(open);
+    tree.left_out(&mut |_| {});
+    tree.check(&mut |_| {});
+    search(tree);
+}
+
+/// Looks at the first windows of free space, and puts together what they show.
+fn search(tree: &dyn Tree) {
+    let Some(search) = tree.search() else { return };
+    let mut clues = Vec::new();
+    for range in search.free.iter().take(16) {
+        let end = range.end.min(range.start + (1 << 20));
+        let (bytes, _) = read_vec(&*search.layer, range.start, (end - range.start) as usize);
+        let window = Window { at: range.start, bytes: &bytes, own: bytes.len() };
+        (search.look)(&window, &mut |clue| clues.push(clue));
+    }
+    clues.sort_unstable();
+    let found = (search.build)(&clues);
+    found.finds(&mut |_| ControlFlow::Continue(()));
 }
 
 /// Compares with what is right.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// Bytes of a descriptor's metadata without which it is none.
 const METADATA: usize = 0x90;
-/// Bytes of descriptors that are kept.
+/// Bytes of descriptors that are kept, with what is made of them.
 const ROOM: u64 = 64 << 20;
 
 /// A descriptor that a journal has.
@@ -48,7 +48,7 @@ pub struct Name {
 }
 
 /// All descriptors that the journals of a volume have, the oldest first: what they were, be it home or not. Those of
-/// 64 MiB at most.
+/// 32 MiB at most.
 #[must_use]
 pub fn images(volume: &Volume) -> Vec<Image> {
     let mut found = Vec::new();
@@ -78,7 +78,8 @@ pub fn images(volume: &Volume) -> Vec<Image> {
                 let same = record.standing == Standing::Newer && seen.is_whole();
                 trust = if same { trust } else { Trust::Doubtful };
             }
-            let Some(left) = room.checked_sub(wide(all.len())) else { return };
+            // The bytes, and the pointers among them a second time.
+            let Some(left) = room.checked_sub(wide(all.len()).saturating_mul(2)) else { return };
             if let Ok(descriptor) = Descriptor::parse(header, at, &all, trust) {
                 room = left;
                 let (journal, standing) = (journal.at, record.standing);
@@ -101,10 +102,9 @@ impl Image {
     }
 }
 
-/// All entries of folders that the journals of a volume have, the oldest first, each as often as it is there.
-#[must_use]
-pub fn names(volume: &Volume) -> Vec<Name> {
-    let mut found = Vec::new();
+/// Calls `take` with all entries of folders that the journals of a volume have, the oldest first, each as often as it
+/// is there.
+pub fn names(volume: &Volume, take: &mut dyn FnMut(Name)) {
     let six = volume.space.header.is_six();
     each(volume, &mut |_, record, bytes| {
         // Patches have targets of their own; entries lie whole in one of them.
@@ -116,11 +116,10 @@ pub fn names(volume: &Volume) -> Vec<Name> {
                 continue;
             };
             let target = record.target.saturating_add(wide(at));
-            found.push(Name { target, ..name });
+            take(Name { target, ..name });
             at = at.saturating_add(len);
         }
     });
-    found
 }
 
 /// Every range of the volume that a record has, or that several have of which each goes on where the one before ends,

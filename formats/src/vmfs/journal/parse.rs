@@ -24,12 +24,24 @@ pub(super) struct Parser<'a> {
     volume: u64,
     /// The transaction of each page of VMFS6.
     pages: Vec<Option<u64>>,
+    /// Pieces that may still be kept.
+    pub left: usize,
+    /// There were more.
+    pub cut: bool,
 }
 
 impl<'a> Parser<'a> {
-    /// A parser of a journal's bytes, for a volume of so many bytes.
-    pub(super) fn new(bytes: &'a [u8], seen: Seen, volume: u64) -> Self {
-        Self { bytes, seen, volume, pages: Vec::new() }
+    /// A parser of a journal's bytes, for a volume of so many bytes, that keeps `left` pieces at most.
+    pub(super) fn new(bytes: &'a [u8], seen: Seen, volume: u64, left: usize) -> Self {
+        Self { bytes, seen, volume, pages: Vec::new(), left, cut: false }
+    }
+
+    /// Whether there is room for a record.
+    fn take(&mut self, record: &Record) -> bool {
+        let left = self.left.checked_sub(record.pieces.len().max(1));
+        self.cut |= left.is_none();
+        self.left = left.unwrap_or(0);
+        left.is_some()
     }
 
     fn number(&self, at: u64, len: usize) -> Option<u64> {
@@ -37,12 +49,12 @@ impl<'a> Parser<'a> {
     }
 
     fn is_lost(&self, range: &Range<u64>) -> bool {
-        self.seen.gaps.iter().any(|gap| gap.range.start < range.end && range.start < gap.range.end)
+        self.seen.has_gap(range)
     }
 
     // VMFS5
 
-    pub(super) fn five(&self) -> Vec<Transaction> {
+    pub(super) fn five(&mut self) -> Vec<Transaction> {
         let mut found: Vec<Transaction> = Vec::new();
         let mut at = 0;
         let mut end = None;
@@ -51,6 +63,9 @@ impl<'a> Parser<'a> {
                 at = at.saturating_add(16);
                 continue;
             };
+            if !self.take(&record) {
+                break;
+            }
             let next = record.pieces.iter().fold(at, |_, piece| piece.at.saturating_add(piece.len));
             if end != Some(at) {
                 // What lies behind a break was not overwritten yet by what lies before it. A break that is a bad
@@ -109,9 +124,14 @@ impl<'a> Parser<'a> {
                 at = at.saturating_add(8);
                 continue;
             };
-            // The last record does not know where it ends.
+            if !self.take(&record) {
+                break;
+            }
+            // The last record does not know where it ends. None ends before its last piece: bytes of the journal are
+            // of one record.
             let last = record.pieces.last().map_or(at, |piece| piece.at.saturating_add(piece.len));
-            at = next.filter(|next| *next > at).unwrap_or_else(|| round_up(last, 8).max(at.saturating_add(8)));
+            let end = next.filter(|next| *next >= last).unwrap_or_else(|| round_up(last, 8));
+            at = end.max(at.saturating_add(8));
             found.entry(number).or_default().records.push(record);
         }
         if let Some(mut last) = found.last_entry() {
@@ -195,6 +215,8 @@ impl<'a> Parser<'a> {
     fn image(&self, list: u64, target: u64, len: u64, count: u64, number: u64) -> Option<Vec<Piece>> {
         let mut pieces = Vec::new();
         let mut done: u64 = 0;
+        // Pieces follow the list and each other.
+        let mut behind = list.checked_add(count.checked_mul(8)?)?;
         for i in 0..count.min(64) {
             let entry = list.checked_add(i.checked_mul(8)?)?;
             let at = FIRST.checked_add(self.number(entry, 4)?)?;
@@ -202,7 +224,8 @@ impl<'a> Parser<'a> {
             if len == 0 {
                 continue;
             }
-            self.is_in(at, len, number).then_some(())?;
+            (at >= behind && self.is_in(at, len, number)).then_some(())?;
+            behind = at.checked_add(len)?;
             pieces.push(Piece { target: target.checked_add(done)?, len, at });
             done = done.checked_add(len)?;
         }
