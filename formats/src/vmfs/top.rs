@@ -19,7 +19,7 @@ use crate::num::{narrow, wide};
 use crate::read::read_vec;
 use byteorder::{ByteOrder, LittleEndian};
 
-/// File blocks in use that are looked at: 8 GiB.
+/// File blocks at the start of the volume that are looked at, as far as they are in use: 8 GiB.
 const BLOCKS: u64 = 1 << 13;
 /// Bytes that tell.
 const HEAD: usize = 0x400;
@@ -32,7 +32,7 @@ pub(super) fn find(volume: &Volume, at: u64) -> Option<Descriptor> {
     let blocks = volume.blocks()?;
     let size = 1_u64.checked_shl(header.file_shift)?;
     let (mut found, mut left): (Vec<u64>, u64) = (Vec::new(), BLOCKS);
-    for cluster in 0..blocks.clusters() {
+    for cluster in 0..blocks.clusters().min(BLOCKS.div_ceil(blocks.per_cluster.max(1))) {
         let state = blocks.cluster(&volume.space, cluster).map(|state| state.free).unwrap_or_default();
         let first = cluster.saturating_mul(blocks.per_cluster);
         for (number, _) in (first..).zip(&state).filter(|(_, free)| !**free) {
