@@ -521,6 +521,22 @@ fn more_than_is_free_is_refused_before_it_starts() {
     let Err(error) = error else { panic!("a machine with terabytes free") };
     assert!(matches!(error.downcast_ref(), Some(Refused::NoSpace { .. } | Refused::TooLarge { .. })), "{error:#}");
     assert!(names(dir.path()).is_empty());
+    for kind in IMAGES.into_iter().chain([ImageKind::VmdkFlat]) {
+        let options = ExportOptions {
+            kind,
+            appliance: Some(appliance()),
+            identity: Some("d".into()),
+            ..ExportOptions::default()
+        };
+        let error = to(&dir.path().join("x.vmdk"), &Full, &options).unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(Refused::NoSpace { .. })), "{kind:?}: {error:#}");
+        assert!(names(dir.path()).is_empty(), "{kind:?}");
+    }
+    // No table of QCOW2 is long enough for 4 PiB, however little is on them.
+    let options = ExportOptions { kind: IMAGES[0], ..ExportOptions::default() };
+    let error = to(&dir.path().join("x"), &Blank::zero(4 << 50), &options).unwrap_err();
+    assert!(matches!(error.downcast_ref(), Some(Refused::NotRepresentable { .. })), "{error:#}");
+    assert!(names(dir.path()).is_empty());
 }
 
 #[test]
