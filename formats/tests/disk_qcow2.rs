@@ -544,9 +544,10 @@ fn hostile_headers_cost_nothing() {
 /// The shapes of CVE-2014-0142 to 0148 and 0150: sizes and places that no file can back.
 #[test]
 fn sizes_that_no_file_can_back() {
+    type Patch = Box<dyn Fn(&mut Vec<u8>)>;
     let big = |at: usize, value: u64| move |b: &mut Vec<u8>| b[at..at + 8].copy_from_slice(&value.to_be_bytes());
     let word = |at: usize, value: u32| move |b: &mut Vec<u8>| b[at..at + 4].copy_from_slice(&value.to_be_bytes());
-    let cases: Vec<(&str, Box<dyn Fn(&mut Vec<u8>)>)> = vec![
+    let cases: Vec<(&str, Patch)> = vec![
         ("l1_size", Box::new(word(36, u32::MAX))),
         ("refcount_table_clusters", Box::new(word(56, u32::MAX))),
         ("refcount_table_offset", Box::new(big(48, u64::MAX << 12))),

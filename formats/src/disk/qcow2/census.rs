@@ -214,6 +214,12 @@ impl Census {
         let mut left = MOST_ENTRIES;
         let mut damaged = false;
         for (number, state) in plan.states.iter().enumerate() {
+            // Each state costs a map of the file.
+            left = left.saturating_sub(clusters >> 9);
+            if left == 0 {
+                census.complete = false;
+                break;
+            }
             let mut seen = Seen { once: taken.clone(), packed: Bits::new(clusters) };
             let (mut said, mut broken) = (0_u64, 0_u64);
             plan.each_l1(state, &mut |_, table| {
