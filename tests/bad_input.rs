@@ -140,7 +140,7 @@ fn destinations_that_must_not_be_written() {
     fails(&["export", &disk, "-o", arg(&there)], &["there", "--force"]);
     assert_eq!(fs::read(&there).unwrap(), b"mine");
     expect(0, ["export", &disk, "-o", arg(&there), "--force"]);
-    fails(&["export", &disk, "-o", arg(&folder.path().join("db01.qcow2"))], &["db01.qcow2", "raw"]);
+    fails(&["export", &disk, "-o", arg(&folder.path().join("db01.vhdx"))], &["vhdx", "qemu-img convert"]);
     fails(&["export", &disk, "-o", arg(folder.path())], &["folder"]);
     fails(&["export", &disk, "-o", arg(&folder.path().join("no/such/folder.raw"))], &["no/such"]);
     assert_eq!(fs::read(&image).unwrap(), before);
@@ -416,5 +416,6 @@ fn an_image_that_maps_the_same_bytes_over_and_over_is_not_searched() {
     let rows = common::records(1, ["scan", "--json", arg(&path)]);
     assert!(rows.iter().any(|row| row["code"] == "SWEEP-BOUND"), "{rows:?}");
     expect(1, ["ls", "-l", "-R", arg(&path)]);
-    assert_eq!(expect(0, ["cat", "--offset", "63T", "--length", "2", arg(&path)]), [7, 7]);
+    // Who else has the cluster has a say: the same bytes in two places of a disk are nobody's intention.
+    assert_eq!(expect(1, ["cat", "--offset", "63T", "--length", "2", arg(&path)]), [7, 7]);
 }

@@ -41,7 +41,6 @@ mod system;
 mod teller;
 #[cfg(test)]
 mod tests;
-mod top;
 pub mod tree;
 pub mod volume;
 mod witness;

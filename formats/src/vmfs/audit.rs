@@ -518,14 +518,6 @@ impl Datastore {
                 );
                 ("VMFS-FD-JOURNAL", text)
             }
-            Origin::Owners if fd.address == FdAddress::ROOT && fd.parent.is_none() => {
-                let text = format!(
-                    "{} can't be read; the top folder is read from a block that says it is it: what of it lay in others \
-                     is missing",
-                    fd.address
-                );
-                ("VMFS-FD-OWNERS", text)
-            }
             Origin::Owners => {
                 let guess = if fd.trust == Trust::Doubtful {
                     "in an order, and with a length, that are guessed"

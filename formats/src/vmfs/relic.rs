@@ -142,14 +142,30 @@ pub(super) fn descriptor(volume: &Volume, at: u64, address: FdAddress) -> Option
     };
     let parent = volume.fdc.as_ref().and_then(|fdc| owner::of(space, fdc, address.spot()));
     let fd = Descriptor { parent, ..blank(header, at, address, kind) };
-    let Some(pointers) = pointers(space, at) else {
-        if address == FdAddress::ROOT {
-            let size = 1_u64.checked_shl(header.file_shift)?;
-            return sought(volume, &Descriptor { len: size, blocks: 1, ..fd }).map(|fd| as_folder(volume, fd, fixed));
-        }
-        return if fixed { None } else { resident(space, fd) };
-    };
-    let fd = Descriptor { pointers, ..fd };
+    let led = pointers(space, at);
+    if address == FdAddress::ROOT {
+        let led = led.and_then(|pointers| led_to(volume, Descriptor { pointers, ..fd.clone() }));
+        let led = led.filter(|fd| starts_as(volume, fd) == Some(address));
+        let size = 1_u64.checked_shl(header.file_shift)?;
+        let found = led.or_else(|| sought(volume, &Descriptor { len: size, blocks: 1, ..fd }))?;
+        return Some(as_folder(volume, found, fixed));
+    }
+    match led {
+        Some(pointers) => Some(as_folder(volume, led_to(volume, Descriptor { pointers, ..fd })?, fixed)),
+        None if fixed => None,
+        None => resident(space, fd),
+    }
+}
+
+/// Which folder the content of a descriptor says that it is.
+fn starts_as(volume: &Volume, fd: &Descriptor) -> Option<FdAddress> {
+    let (bytes, seen) = read_vec(&volume.file(fd.clone()), 0, narrow(fd.len.min(0x400)));
+    directory::own(&volume.space.header, &bytes).filter(|_| seen.is_whole())
+}
+
+/// A descriptor of which there are only pointers, as long as what they lead to.
+fn led_to(volume: &Volume, fd: Descriptor) -> Option<Descriptor> {
+    let header = &volume.space.header;
     let first = decoded(header, &fd.pointers).find(|address| *address != Address::Hole)?;
     let (levels, shift) = match first {
         Address::File(_) | Address::Large(_) => (0, header.file_shift),
@@ -161,9 +177,7 @@ pub(super) fn descriptor(volume: &Volume, at: u64, address: FdAddress) -> Option
         },
         Address::Hole | Address::Bad => return None,
     };
-    let fd = Descriptor { shape: Shape::Mapped { levels, shift }, ..fd };
-    let fd = measured(space, &volume.pools, fd)?;
-    Some(as_folder(volume, fd, fixed))
+    measured(&volume.space, &volume.pools, Descriptor { shape: Shape::Mapped { levels, shift }, ..fd })
 }
 
 /// The same as a folder, if its content is one's.

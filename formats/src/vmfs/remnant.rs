@@ -152,9 +152,10 @@ impl Remnant<'_> {
             let most = self.volume().saturating_mul(self.block_size());
             len = len.max(said.min(most));
         }
-        let count = len.div_ceil(self.block_size()).min(BLOCKS);
+        // Nor are there more than the volume has.
+        let count = len.div_ceil(self.block_size()).min(BLOCKS).min(self.volume());
         let mut blocks = Blocks { count, known: BTreeMap::new(), taken: BTreeSet::new() };
-        if !self.read(file, &mut blocks) && blocks.count <= file.len().div_ceil(self.block_size()) {
+        if !self.read(file, &mut blocks)? && blocks.count <= file.len().div_ceil(self.block_size()) {
             return None;
         }
         let before = blocks.known.len();
@@ -218,8 +219,9 @@ impl Remnant<'_> {
         Some((descriptor, text))
     }
 
-    /// Where the blocks of a file lie, and whether some are missing. A file without gaps is not written down.
-    fn read(&self, file: &File, blocks: &mut Blocks) -> bool {
+    /// Where the blocks of a file lie, and whether some are missing. A file without gaps is not written down. `None` if
+    /// what is missing is only elsewhere: no guess stands in for what a longer dump would say.
+    fn read(&self, file: &File, blocks: &mut Blocks) -> Option<bool> {
         let mut gaps = false;
         for keep in [false, true] {
             let mut at = 0;
@@ -234,6 +236,7 @@ impl Remnant<'_> {
                         }
                     }
                     Place::Below { .. } => {}
+                    Place::Lost(loss) if loss.why.is_elsewhere() => return None,
                     _ => gaps = true,
                 }
                 at = at.saturating_add(run.len.max(1));
@@ -242,7 +245,7 @@ impl Remnant<'_> {
                 break;
             }
         }
-        gaps
+        Some(gaps)
     }
 
     /// Adds the blocks that groups start in, if they are where their neighbours let them be.

@@ -15,7 +15,6 @@ use super::lvm::Logical;
 use super::owner::{self, Owned};
 use super::relic;
 use super::resource::Resource;
-use super::top;
 use crate::error::Error;
 use crate::layer::{Bytes, Layer, Place, Trust, Why};
 use crate::memo::{Block, Memo};
@@ -288,9 +287,13 @@ impl Volume {
             Ok(found) => return Ok(found),
             Err(error) => error,
         };
+        // All names hang on it, and it takes a search.
         if address == FdAddress::ROOT {
-            let top = self.top.get_or_init(|| owner::rebuild(self, at, address).or_else(|| top::find(self, at)));
-            return top.clone().ok_or(error);
+            if self.top.get().is_none() {
+                let top = self.remade(at, address);
+                return self.top.get_or_init(|| top).clone().ok_or(error);
+            }
+            return self.top.get().cloned().flatten().ok_or(error);
         }
         // System files are needed to find what is left of others.
         if self.space.header.fixed(address).is_some() {
@@ -301,8 +304,13 @@ impl Volume {
         if self.is_free(address) != Some(false) {
             return Err(error);
         }
+        self.remade(at, address).ok_or(error)
+    }
+
+    /// A descriptor that can't be read, as journals, what is left of it, or the tables of owners have it.
+    fn remade(&self, at: u64, address: FdAddress) -> Option<Descriptor> {
         // A journal's image can be older than the pointers that still stand behind the metadata.
-        let found = match (owner::image(self, at, address), relic::descriptor(self, at, address)) {
+        match (owner::image(self, at, address), relic::descriptor(self, at, address)) {
             (Some(image), Some(relic)) if relic.shape != Shape::Resident && image.pointers != relic.pointers => {
                 Some(relic)
             }
@@ -316,8 +324,7 @@ impl Volume {
             (Some(image), _) => Some(image),
             (None, Some(relic)) => Some(relic),
             (None, None) => owner::rebuild(self, at, address),
-        };
-        found.ok_or(error)
+        }
     }
 
     /// The resource files that were opened.

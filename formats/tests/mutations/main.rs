@@ -93,7 +93,9 @@ fn fixtures_are_sound() {
         for layer in layers {
             check_laws(&*layer, Effort { runs: 500, bytes: 1 << 20 }).unwrap();
             let mut byte = [0];
-            assert_eq!(vdrecover_formats::read(&*layer, 0, &mut byte).trust, Trust::Sound, "{}", fixture.name);
+            // What shows beside zero grains of SESparse could have been such grains.
+            let want = if fixture.name == "sesparse" { Trust::Inferred } else { Trust::Sound };
+            assert_eq!(vdrecover_formats::read(&*layer, 0, &mut byte).trust, want, "{}", fixture.name);
         }
         let mut outcome = judge(fixture, &fixture.images(), true);
         // A log that has to be replayed is told of, and no damage.
