@@ -30,8 +30,14 @@ fn what_is_left_of_an_image_is_exported() {
     let disk = disk();
     let whole = write(&disk, &Options::default());
     let l1 = usize::try_from(be64(&whole, 40)).unwrap();
-    // The header; the cluster of it; all that is before the L2 table.
-    for (lost, code) in [(0..512, "QCOW2-HEADER"), (0..65_536, "QCOW2-HEADER"), (0..l1 + 8, "QCOW2-L1-GONE")] {
+    // The header; the cluster of it; all that is before the L2 table; only the entry that names it.
+    let cases = [
+        (0..512, "QCOW2-HEADER"),
+        (0..65_536, "QCOW2-HEADER"),
+        (0..l1 + 8, "QCOW2-L1-GONE"),
+        (l1..l1 + 8, "QCOW2-L1-MENDED"),
+    ];
+    for (lost, code) in cases {
         let image = folder.path().join("image.qcow2");
         let mut bytes = whole.clone();
         bytes[lost.clone()].fill(0);

@@ -70,7 +70,7 @@ fn stores(case: &Case) -> Vec<Noted> {
 }
 
 /// What the tables of disk images tell, in the order in which the images were found.
-fn disks(case: &Case) -> Vec<Noted> {
+pub(super) fn disks(case: &Case) -> Vec<Noted> {
     let items: Vec<_> = case.items.iter().enumerate().collect();
     let each = items.into_par_iter().map(|(id, item)| {
         let Some(Content::Disks(disks)) = item.content() else { return Vec::new() };

@@ -44,7 +44,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
     scan.loose()?;
     scan.lost_and_found(global.deep)?;
     let lost = scan.lost_machines()?;
-    scan.findings(&audit)?;
+    scan.findings(&audit, global.deep)?;
     scan.next(command, global, &lost)?;
     Ok(scan.worst)
 }
@@ -394,8 +394,19 @@ impl Scan<'_> {
         format!("{:>10} long: {}; {}", report::size(self.len(disk)), sums.join(", "), health.trust.word())
     }
 
-    fn findings(&mut self, audit: &Audit) -> Result<()> {
-        let all: Vec<&Noted> = self.case.findings.iter().chain(&audit.findings).collect();
+    fn findings(&mut self, audit: &Audit, deep: bool) -> Result<()> {
+        let mut more = Vec::new();
+        // Where something is not sound, the tables of disk images are asked why.
+        if self.worst > Outcome::Sound {
+            more = super::check::disks(self.case);
+            more.retain(|noted| noted.finding.trust > Trust::Sound);
+        }
+        // A deep search told it where it searched.
+        for store in self.case.stores.iter().filter(|_| !deep) {
+            let about = store.item.map_or_else(|| printable(&store.name), |item| self.case.label(item));
+            store.tree.left_out(&mut |finding| more.push(Noted { about: about.clone(), finding }));
+        }
+        let all: Vec<&Noted> = self.case.findings.iter().chain(&audit.findings).chain(&more).collect();
         if all.is_empty() {
             return Ok(());
         }

@@ -73,6 +73,8 @@ pub const SAMPLES: &[Sample] = &[
     Sample { name: "vmfs5-local", about: "VMFS-L", build: || local(Version::Five) },
     Sample { name: "vmfs5-small", about: "one extent of 256 MiB", build: || small(Version::Five) },
     Sample { name: "vmfs6-small", about: "one extent of 256 MiB", build: || small(Version::Six) },
+    Sample { name: "vmfs5-fragments", about: "one file in a piece, and in many", build: || fragments(Version::Five) },
+    Sample { name: "vmfs6-fragments", about: "one file in a piece, and in many", build: || fragments(Version::Six) },
     Sample { name: "vmfs5-17tib", about: "behind the first 16 TiB, data shifts", build: || huge(Version::Five) },
     Sample { name: "vmfs6-17tib", about: "behind the first 16 TiB, data shifts", build: || huge(Version::Six) },
 ];
@@ -236,6 +238,15 @@ fn span(version: Version) -> Vmfs {
     store.file("everywhere", Content::patterned(60_000_000, 61), &Layout::default().shuffled(5));
     let thin = Content::sparse(30 * GIB).with(20 * GIB, pattern(9999, 62));
     store.file("thin-flat.vmdk", thin, &Layout::default().shuffled(6));
+    store
+}
+
+/// The same bytes with their blocks one behind the other, and in no order.
+fn fragments(version: Version) -> Vmfs {
+    let mut store = Vmfs::new(spec(version, "fragments"));
+    let content = Content::patterned(64 << 20, 91);
+    store.file("contiguous", content.clone(), &Layout::default());
+    store.file("fragmented", content, &Layout::default().shuffled(5));
     store
 }
 
