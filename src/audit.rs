@@ -112,7 +112,7 @@ fn pass(case: &Case, depth: Depth, progress: &Progress) -> Audit {
         doubted |= doubts != Doubts::default();
         tree.doubt(doubts);
         let names = if findings.is_empty() && shared.pairs.is_empty() { HashMap::new() } else { names(store) };
-        let about = store.item.map_or_else(|| crate::report::printable(&store.name), |item| case.label(item));
+        let about = case.store_label(store);
         for finding in findings {
             let id = finding.node.map(Concern::id);
             let path = id.and_then(|id| names.get(&id));

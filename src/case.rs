@@ -209,6 +209,12 @@ impl Case {
         item::label(self, id)
     }
 
+    /// How a person calls a store: as the image that it is in.
+    #[must_use]
+    pub fn store_label(&self, store: &Store) -> String {
+        store.item.map_or_else(|| item::text(&store.name), |item| self.label(item))
+    }
+
     /// The disk that a node of the case's own is, with the item that it comes from.
     #[must_use]
     pub fn target(&self, id: NodeId) -> Option<&Target> {

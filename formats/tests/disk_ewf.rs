@@ -39,14 +39,6 @@ fn image() -> Vec<u8> {
     segments(&Options::default()).concat()
 }
 
-fn codes(image: &Bytes) -> Vec<&'static str> {
-    open(image).findings.iter().map(|finding| finding.code).collect()
-}
-
-fn trust_of(layer: &Bytes) -> Trust {
-    read_vec(&**layer, 0, layer.len() as usize).1.trust
-}
-
 /// Where the sections of a kind are.
 fn places(image: &[u8], kind: &str) -> Vec<usize> {
     let mut mark = kind.as_bytes().to_vec();

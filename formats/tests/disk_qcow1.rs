@@ -16,20 +16,12 @@
 mod disk_support;
 
 use disk_support::*;
+use vdrecover_formats::Trust;
 use vdrecover_formats::disk::qcow1::FORMAT;
-use vdrecover_formats::{Bytes, Trust, read_vec};
 use vdrecover_testdata::Device;
 use vdrecover_testdata::qcow1::{Options, write};
 
 const MIB: usize = 1 << 20;
-
-fn codes(image: &Bytes) -> Vec<&'static str> {
-    open(image).findings.iter().map(|finding| finding.code).collect()
-}
-
-fn trust_of(layer: &Bytes) -> Trust {
-    read_vec(&**layer, 0, layer.len() as usize).1.trust
-}
 
 fn image(plain: &[u8], options: &Options) -> Vec<u8> {
     write(&Device::from_bytes(plain), &Device::new(plain.len() as u64), options)

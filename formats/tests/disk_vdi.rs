@@ -35,14 +35,6 @@ fn image() -> Vec<u8> {
     write(&Device::from_bytes(&six()), IDS, None)
 }
 
-fn codes(image: &Bytes) -> Vec<&'static str> {
-    open(image).findings.iter().map(|finding| finding.code).collect()
-}
-
-fn trust_of(layer: &Bytes) -> Trust {
-    read_vec(&**layer, 0, layer.len() as usize).1.trust
-}
-
 #[test]
 fn images_of_qemu_img() {
     if !has("qemu-img", "images_of_qemu_img") {

@@ -24,10 +24,6 @@ use vdrecover_testdata::vhd::{Parent, Vhd};
 
 const MIB: usize = 1 << 20;
 
-fn device(bytes: &[u8]) -> Device {
-    Device::from_bytes(bytes)
-}
-
 /// A disk of three blocks of 2 MiB, of which the middle one was never written.
 fn three() -> Vec<u8> {
     let mut plain = sample(5 * MIB + 512);
@@ -36,15 +32,7 @@ fn three() -> Vec<u8> {
 }
 
 fn dynamic() -> Vec<u8> {
-    Vhd::default().dynamic(&device(&three()))
-}
-
-fn codes(image: &Bytes) -> Vec<&'static str> {
-    open(image).findings.iter().map(|finding| finding.code).collect()
-}
-
-fn trust_of(layer: &Bytes) -> Trust {
-    read_vec(&**layer, 0, layer.len() as usize).1.trust
+    Vhd::default().dynamic(&Device::from_bytes(&three()))
 }
 
 #[test]
@@ -76,7 +64,7 @@ fn qemu_img_reads_the_fixtures() {
         return;
     }
     let folder = Folder::new();
-    for image in [dynamic(), Vhd::default().fixed(&device(&three()))] {
+    for image in [dynamic(), Vhd::default().fixed(&Device::from_bytes(&three()))] {
         folder.write("image.vhd", &image);
         assert!(folder.raw(&["-f", "vpc", "image.vhd"]) == three());
         assert!(all(&disk(&memory(image))) == three());
@@ -98,9 +86,9 @@ fn pair() -> (Vec<u8>, Vec<u8>, Vec<u8>) {
     for at in [0, 3 * 512, 4 * 512, 9 * 512, 4096 * 512 - 512, 4 * MIB + 700] {
         child[at..at + 400].fill(0xC5);
     }
-    let parent_device = device(&parent);
+    let parent_device = Device::from_bytes(&parent);
     let link = Parent { disk: &parent_device, id: *b"the parent's id.", name: ".\\parent.vhd" };
-    let image = Vhd { id: *b"the child's id..", ..Vhd::default() }.differencing(&device(&child), link);
+    let image = Vhd { id: *b"the child's id..", ..Vhd::default() }.differencing(&Device::from_bytes(&child), link);
     (parent, child, image)
 }
 
@@ -111,7 +99,7 @@ fn a_differencing_disk_shows_its_parent_sector_by_sector() {
     let opened = open(&image);
     assert_eq!(opened.wants.len(), 1);
     assert_eq!(opened.wants[0].hint.as_deref(), Some(&b".\\parent.vhd"[..]));
-    let parent_image = Vhd { id: *b"the parent's id.", ..Vhd::default() }.dynamic(&device(&parent));
+    let parent_image = Vhd { id: *b"the parent's id.", ..Vhd::default() }.dynamic(&Device::from_bytes(&parent));
     let parent_image = memory(parent_image);
     assert_eq!(opened.wants[0].id, open(&parent_image).link.id);
     let layer = disks(&opened, &[Some(disk(&parent_image))])[0].bytes.clone();
@@ -195,7 +183,7 @@ fn either_footer_is_enough() {
 
 #[test]
 fn a_footer_of_511_bytes() {
-    let mut image = Vhd::default().fixed(&device(&three()));
+    let mut image = Vhd::default().fixed(&Device::from_bytes(&three()));
     image.pop();
     let image = memory(image);
     assert_eq!((format_of(&image), codes(&image)), ("vhd", vec![]));
@@ -204,7 +192,7 @@ fn a_footer_of_511_bytes() {
 
 #[test]
 fn a_fixed_disk_that_lost_its_middle() {
-    let mut image = Vhd::default().fixed(&device(&three()));
+    let mut image = Vhd::default().fixed(&Device::from_bytes(&three()));
     image.drain(MIB..MIB + 4096);
     let image = memory(image);
     assert_eq!(codes(&image), ["VHD-SIZE"]);

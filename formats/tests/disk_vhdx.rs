@@ -22,10 +22,6 @@ use vdrecover_testdata::vhdx::{BAT, Parent, Vhdx, seal};
 
 const MIB: usize = 1 << 20;
 
-fn device(bytes: &[u8]) -> Device {
-    Device::from_bytes(bytes)
-}
-
 /// A disk of six blocks of 1 MiB, of which the second and the third were never written.
 fn six() -> Vec<u8> {
     let mut plain = sample(5 * MIB + 1024);
@@ -34,15 +30,7 @@ fn six() -> Vec<u8> {
 }
 
 fn image(writer: &Vhdx) -> Vec<u8> {
-    writer.write(&device(&six()), None)
-}
-
-fn codes(image: &Bytes) -> Vec<&'static str> {
-    open(image).findings.iter().map(|finding| finding.code).collect()
-}
-
-fn trust_of(layer: &Bytes) -> Trust {
-    read_vec(&**layer, 0, layer.len() as usize).1.trust
+    writer.write(&Device::from_bytes(&six()), None)
 }
 
 #[test]
@@ -74,7 +62,7 @@ fn qemu_img_reads_the_fixtures() {
     for writer in [Vhdx::default(), Vhdx { sector: 4096, block: 2 << 20, ..Vhdx::default() }] {
         let mut plain = six();
         plain.resize(plain.len().next_multiple_of(4096), 0);
-        let image = writer.write(&device(&plain), None);
+        let image = writer.write(&Device::from_bytes(&plain), None);
         folder.write("image.vhdx", &image);
         assert!(all(&disk(&memory(image))) == plain);
         if writer.sector == 512 {
@@ -196,11 +184,11 @@ fn a_differencing_disk_shows_its_parent_sector_by_sector() {
             child[at..at + sector - 100].fill(0xC5);
         }
         child[2 * MIB..3 * MIB].iter_mut().for_each(|byte| *byte = !*byte);
-        let (parent_device, writer) = (device(&parent), Vhdx { sector: sector as u64, ..Vhdx::default() });
+        let (parent_device, writer) = (Device::from_bytes(&parent), Vhdx { sector: sector as u64, ..Vhdx::default() });
         let parent_image =
             memory(Vhdx { data_write: *b"the parent's id.", ..writer.clone() }.write(&parent_device, None));
         let link = Parent { disk: &parent_device, data_write: *b"the parent's id.", name: ".\\parent.vhdx" };
-        let image = memory(writer.write(&device(&child), Some(link)));
+        let image = memory(writer.write(&Device::from_bytes(&child), Some(link)));
         let opened = open(&image);
         assert_eq!(opened.wants[0].hint.as_deref(), Some(&b".\\parent.vhdx"[..]));
         assert_eq!(opened.wants[0].id, open(&parent_image).link.id);

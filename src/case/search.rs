@@ -86,7 +86,7 @@ pub(super) fn run(case: &mut Case, options: &Options, progress: &Progress) {
         if !store.shown {
             continue;
         }
-        let about = store.item.map_or_else(|| super::item::text(&store.name), |item| case.label(item));
+        let about = case.store_label(store);
         let Some(Searched { tree, mut findings }) = kept(case, store, options, progress) else { continue };
         store.tree.left_out(&mut |finding| findings.push(finding));
         for part in 0..tree.parts() {

@@ -61,7 +61,7 @@ pub(super) fn run(command: &Command, global: &Global, out: &mut Out) -> Result<O
 /// What comparing all of a store with all of it tells, in the order of the stores.
 fn stores(case: &Case) -> Vec<Noted> {
     let each = case.stores.par_iter().map(|store| {
-        let about = store.item.map_or_else(|| crate::report::printable(&store.name), |item| case.label(item));
+        let about = case.store_label(store);
         let mut found = Vec::new();
         store.tree.check(&mut |finding| found.push(Noted { about: about.clone(), finding }));
         found

@@ -403,7 +403,7 @@ impl Scan<'_> {
         }
         // A deep search told it where it searched.
         for store in self.case.stores.iter().filter(|_| !deep) {
-            let about = store.item.map_or_else(|| printable(&store.name), |item| self.case.label(item));
+            let about = self.case.store_label(store);
             store.tree.left_out(&mut |finding| more.push(Noted { about: about.clone(), finding }));
         }
         let all: Vec<&Noted> = self.case.findings.iter().chain(&audit.findings).chain(&more).collect();

@@ -49,6 +49,8 @@ use std::sync::Arc;
 
 /// Bytes of an entry on VMFS5.
 const ENTRY5: u64 = 140;
+/// Entries of VMFS5 that are read at once: about 16 KiB.
+const CHUNK5: u64 = 117;
 /// Bytes of an entry on VMFS6.
 const ENTRY6: u64 = 288;
 /// Where blocks start on VMFS6.
@@ -341,30 +343,27 @@ impl Folder {
         let (len, end) = (self.file.len(), self.file.room());
         let count = end.min(self.space.lv.len()).checked_div(ENTRY5).unwrap_or(0);
         let file = self.file.with_len(end);
-        let mut left = budget;
-        for index in 0..count {
-            let Some(less) = left.checked_sub(1) else { break };
-            left = less;
-            let at = index.saturating_mul(ENTRY5);
-            if !matches!(file.run(at, 1).place, Place::Below { .. }) {
+        let (mut left, mut index) = (budget, 0);
+        while index < count && left > 0 {
+            let start = index.saturating_mul(ENTRY5);
+            let most = count.saturating_sub(index).min(left);
+            let run = file.run(start, most.saturating_mul(ENTRY5));
+            // Entries that start in a hole or a gap are none, and need not be read.
+            let is_there = matches!(run.place, Place::Below { .. });
+            let step = if is_there { CHUNK5 } else { run.len.div_ceil(ENTRY5).max(1) }.min(most);
+            left = left.saturating_sub(step);
+            index = index.saturating_add(step);
+            if !is_there {
                 continue;
             }
-            let (raw, seen) = read_vec(&file, at, narrow(ENTRY5));
-            let Some((kind, address, generation)) = numbers(&raw).filter(|_| seen.is_whole()) else { continue };
-            let name = until_zero(raw.get(12..).unwrap_or_default());
-            // Inside of the folder an entry with a descriptor is alive.
-            let alive = address != 0 && at.saturating_add(ENTRY5) <= len;
-            if alive || name.is_empty() || name == b"." || name == b".." || Type::of(kind).is_none() {
-                continue;
+            let (bytes, seen) = read_vec(&file, start, narrow(step.saturating_mul(ENTRY5)));
+            for (at, raw) in (start..).step_by(narrow(ENTRY5)).zip(bytes.chunks_exact(narrow(ENTRY5))) {
+                // Inside of the folder an entry with a descriptor is alive.
+                let inside = at.saturating_add(ENTRY5) <= len;
+                if let Some(stale) = stale_entry5(raw, inside).filter(|_| !is_cut(&seen, at, ENTRY5)) {
+                    taker(stale);
+                }
             }
-            let address = match address {
-                0 => None,
-                address => match FdAddress::of(address) {
-                    None => continue,
-                    address => address,
-                },
-            };
-            taker(Stale { name: name.to_vec(), kind, address, generation });
         }
         left
     }
@@ -405,8 +404,6 @@ impl Folder {
     // VMFS5
 
     fn list5(&self, from: u64, taker: Taker<'_>) -> ControlFlow<()> {
-        /// Entries read at once: about 16 KiB.
-        const CHUNK: u64 = 117;
         // No folder has more than its volume has room for.
         let count = self.file.len().min(self.space.lv.len()).checked_div(ENTRY5).unwrap_or(0);
         if from == 0 {
@@ -423,7 +420,7 @@ impl Folder {
                 index = index.saturating_add(whole);
                 continue;
             }
-            let take = count.saturating_sub(index).min(CHUNK);
+            let take = count.saturating_sub(index).min(CHUNK5);
             let (bytes, seen) = read_vec(&self.file, at, narrow(take.saturating_mul(ENTRY5)));
             let take_end = at.saturating_add(take.saturating_mul(ENTRY5));
             let mut cut = 0;
@@ -882,6 +879,18 @@ pub(super) fn own(header: &Header, bytes: &[u8]) -> Option<FdAddress> {
     };
     let (kind, address, _) = numbers(entry)?;
     Type::of(kind).and_then(|_| FdAddress::of(address))
+}
+
+/// What an entry of VMFS5 that is no part of its folder any more says; one `inside` of it is alive with a descriptor.
+fn stale_entry5(raw: &[u8], inside: bool) -> Option<Stale> {
+    let (kind, address, generation) = numbers(raw)?;
+    let name = until_zero(raw.get(12..).unwrap_or_default());
+    let alive = address != 0 && inside;
+    if alive || name.is_empty() || name == b"." || name == b".." || Type::of(kind).is_none() {
+        return None;
+    }
+    let address = if address == 0 { None } else { Some(FdAddress::of(address)?) };
+    Some(Stale { name: name.to_vec(), kind, address, generation })
 }
 
 /// How long a folder of VMFS5 is by its entries: up to the first that none ever was.

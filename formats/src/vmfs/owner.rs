@@ -17,6 +17,7 @@ use super::directory::is_head;
 use super::ground::Ground;
 use super::journal;
 use super::page::Page;
+use super::relic;
 use super::resource::Resource;
 use super::volume::{Space, Volume};
 use crate::layer::Trust;
@@ -160,28 +161,17 @@ pub(super) fn rebuild(volume: &Volume, at: u64, address: FdAddress) -> Option<De
         let (bytes, _) = read_poisoned(&*sbc.file, body, narrow(sbc.size));
         found.push((*spot, content(volume, *spot, &bytes, parts)));
     }
+    let metadata = at.saturating_add(header.md);
     let blank = Descriptor {
-        at,
-        address,
-        generation: 0,
-        links: 1,
-        kind: Type::File,
-        len: 0,
-        blocks: 0,
-        modified: 0,
-        changed: 0,
-        accessed: 0,
-        uid: 0,
-        gid: 0,
-        mode: 0,
         parent,
         shape: Shape::Mapped { levels: 0, shift: header.sub_shift },
         pointers: vec![0; narrow(header.md).saturating_mul(2).saturating_sub(0x1600).max(2560)],
-        pointers_at: at.saturating_add(header.md),
-        content_at: at.saturating_add(header.md),
+        pointers_at: metadata,
+        content_at: metadata,
         content_len: 0,
         origin: Origin::Owners,
         trust: Trust::Inferred,
+        ..relic::blank(header, at, address, Type::File)
     };
     let put = |pointers: &mut [u8], index: usize, spot: Spot| {
         let start = index.saturating_mul(8);

@@ -20,6 +20,7 @@ use crate::layer::{Bytes, Layer, Place, Trust, Why};
 use crate::memo::{Block, Memo};
 use crate::note::Finding;
 use crate::num::narrow;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// What every file of a volume needs.
@@ -116,11 +117,7 @@ fn open_resource(
     let range = at..at.saturating_add(space.header.descriptor_size());
     match Resource::open(space, pools, address) {
         Ok(resource) => {
-            for text in &resource.told {
-                let text = format!("{name} is not as it is written: {text}");
-                // What is read through it is a choice, and no worse.
-                findings.push(Finding::new("VMFS-RESOURCE-MADE", range.clone(), Trust::Inferred, text));
-            }
+            made(name, &resource, &range, findings);
             Ok(resource)
         }
         Err(error) => {
@@ -129,6 +126,14 @@ fn open_resource(
             let Error::Lost { gap, .. } = error else { return Err(None) };
             Err(Some(gap.loss.why).filter(|why| why.is_elsewhere()))
         }
+    }
+}
+
+/// Says what of a resource file, or of a header in it, was made up. What is read through it is a choice, and no worse.
+fn made(what: &str, resource: &Resource, range: &Range<u64>, findings: &mut Vec<Finding>) {
+    for text in &resource.told {
+        let text = format!("{what} is not as it is written: {text}");
+        findings.push(Finding::new("VMFS-RESOURCE-MADE", range.clone(), Trust::Inferred, text));
     }
 }
 
@@ -143,10 +148,7 @@ fn small(space: &Arc<Space>, fbb: &Resource, findings: &mut Vec<Finding>) -> Opt
     let kind = frame::Kind::small(&space.header);
     match Resource::at(&space.header, kind, Arc::clone(&fbb.file), child, Some(&fbb.raw)) {
         Ok(small) => {
-            for text in &small.told {
-                let text = format!("the header of small file blocks is not as it is written: {text}");
-                findings.push(Finding::new("VMFS-RESOURCE-MADE", range.clone(), Trust::Inferred, text));
-            }
+            made("the header of small file blocks", &small, &range, findings);
             Some(small)
         }
         Err(error) => {
@@ -289,11 +291,11 @@ impl Volume {
         };
         // All names hang on it, and it takes a search.
         if address == FdAddress::ROOT {
-            if self.top.get().is_none() {
+            let top = self.top.get().cloned().unwrap_or_else(|| {
                 let top = self.remade(at, address);
-                return self.top.get_or_init(|| top).clone().ok_or(error);
-            }
-            return self.top.get().cloned().flatten().ok_or(error);
+                self.top.get_or_init(|| top).clone()
+            });
+            return top.ok_or(error);
         }
         // System files are needed to find what is left of others.
         if self.space.header.fixed(address).is_some() {

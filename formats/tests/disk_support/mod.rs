@@ -46,6 +46,16 @@ pub fn open(image: &Bytes) -> Opened {
     (format.open)(image, &memo()).unwrap()
 }
 
+/// What opening an image finds.
+pub fn codes(image: &Bytes) -> Vec<&'static str> {
+    open(image).findings.iter().map(|finding| finding.code).collect()
+}
+
+/// How far all bytes of a layer can be believed.
+pub fn trust_of(layer: &Bytes) -> Trust {
+    read_vec(&**layer, 0, usize::try_from(layer.len()).unwrap()).1.trust
+}
+
 pub fn format_of(image: &Bytes) -> &'static str {
     vdrecover_formats::FORMATS.iter().max_by_key(|format| (format.probe)(&**image)).unwrap().name
 }
